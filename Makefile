@@ -1,0 +1,42 @@
+# Two commands do everything: `make demo` and `make test`. Both set up .venv first.
+PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+CONSTRAINTS ?= constraints.txt
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test lint types docs methods mutants clean
+
+setup: $(READY)
+
+# CONSTRAINTS=other.txt installs other versions, for example a CUDA build of torch.
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "seedbed needs Python 3.11 or 3.12, found %d.%d; run make PYTHON=/path/to/python3.12" % v)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/seedbed compare nca-demo --jobs 2 $(if $(OUT),--out $(OUT))
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: setup
+	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/mkdocs build --strict --quiet
+
+methods: setup
+	$(BIN)/python -c "from seedbed.experiments.catalog import methods_page; print(methods_page(), end='')" > METHODS.md
+
+mutants: setup
+	$(BIN)/python tests/mutants.py
+
+clean:
+	rm -rf .venv build dist site src/*.egg-info

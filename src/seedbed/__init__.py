@@ -1,0 +1,32 @@
+"""seedbed pre-trains language models on less data and less compute, and says honestly whether it worked.
+
+Every command is one function: `seedbed.run`, `seedbed.compare`, `seedbed.evaluate_text`, `seedbed.sample`, `seedbed.tune`.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+try:
+    __version__ = version("seedbed")
+except PackageNotFoundError:  # a source tree on the path, not installed
+    __version__ = "0+source"
+
+_COMMANDS = {
+    "run": "seedbed.experiments.commands",
+    "resume": "seedbed.experiments.commands",
+    "compare": "seedbed.experiments.study",
+    "check_comparison": "seedbed.experiments.comparison",
+    "tune": "seedbed.experiments.tune",
+    "evaluate_text": "seedbed.experiments.commands",
+    "sample": "seedbed.experiments.commands",
+}
+__all__ = ["__version__", *_COMMANDS]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a command when it is first used, so that `import seedbed` costs nothing."""
+    if name not in _COMMANDS:
+        raise AttributeError(f"module 'seedbed' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_COMMANDS[name]), name)

@@ -1,0 +1,560 @@
+"""The command line: parses, calls one function, prints. Nothing heavy is imported before a command needs it."""
+
+import json
+import os
+import sys
+import traceback
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from seedbed import __version__
+from seedbed.core.errors import ConfigError, SeedbedError
+from seedbed.core.registry import ALLOW_LOCAL_CODE
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Pre-train language models on less data and less compute, and say honestly whether it worked.",
+)
+nca = typer.Typer(no_args_is_help=True, help="Look at neural cellular automata, generate rows of them, check them.")
+app.add_typer(nca, name="nca")
+
+
+class _State:
+    debug = False
+
+
+class Device(StrEnum):
+    """Where to compute; cpu and cuda are tested."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Precision(StrEnum):
+    """Number type of the matrix products."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one (seedbed list recipes).")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a setting; repeatable.")]
+Scale = Annotated[str | None, typer.Option(help="A scale of the recipe, such as smoke.")]
+CorpusPath = Annotated[str | None, typer.Option("--corpus", help="Your own text: a file, a folder or a glob.")]
+Out = Annotated[Path | None, typer.Option(help="The run or study folder itself; never overwritten.")]
+Jobs = Annotated[int, typer.Option(help="Runs side by side.", min=1)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON last.")]
+DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]
+PrecisionOption = Annotated[Precision | None, typer.Option(help="Number type; the recipe's, unless said.")]
+LocalCode = Annotated[bool, typer.Option("--allow-local-code", help="Let `kind: ./file.py:Class` run that file.")]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved recipe and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Build everything, print time, memory and tokens, and stop.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"seedbed {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    _State.debug = debug
+
+
+def entry() -> None:
+    """Run the command line; errors are one paragraph on standard error, with the exit code of their kind."""
+    try:
+        code = app(standalone_mode=False)
+    except SeedbedError as e:
+        _complain(str(e))
+        code = e.exit_code
+    except typer.TyperException as e:  # usage errors of the parser
+        e.show()
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted")
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as e:
+        _complain(f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}; mend that and try again")
+        code = 1
+    sys.exit(code or 0)
+
+
+def _complain(message: str) -> None:
+    if _State.debug:
+        traceback.print_exc()
+    print(f"seedbed: {message}", file=sys.stderr)
+
+
+def _sets(given: list[str] | None) -> dict[str, Any]:
+    from seedbed.core.config import parse_value
+
+    out = {}
+    for item in given or []:
+        path, equals, value = item.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"--set takes A.B=VALUE, got {item!r}")
+        out[path] = parse_value(value)
+    return out
+
+
+def _local_code(allowed: bool) -> None:
+    if allowed:
+        os.environ[ALLOW_LOCAL_CODE] = "1"
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    arm: Annotated[str | None, typer.Option(help="An arm of the study; the control, unless said.")] = None,
+    seed: Annotated[int, typer.Option(help="Names every random draw.", min=0)] = 0,
+    out: Out = None,
+    scale: Scale = None,
+    set_: Sets = None,
+    corpus: CorpusPath = None,
+    device: DeviceOption = Device.auto,
+    precision: PrecisionOption = None,
+    threads: Annotated[int | None, typer.Option(help="Processor threads; all, unless said.", min=1)] = None,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
+    allow_local_code: LocalCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train one arm of a recipe with one seed."""
+    _local_code(allow_local_code)
+    from seedbed.experiments import commands
+
+    settings: dict[str, Any] = {
+        "arm": arm,
+        "seed": seed,
+        "scale": scale,
+        "sets": _sets(set_),
+        "corpus": corpus,
+        "device": device.value,
+        "precision": precision.value if precision else None,
+        "threads": threads,
+    }
+    if print_config:
+        print(commands.plan_run(recipe, **settings).to_yaml(), end="")
+        return
+    if dry_run:
+        _print_estimate(commands.plan_run(recipe, **settings), as_json=as_json)
+        return
+    result = commands.run(recipe, out=out, **settings)
+    print(f"page: {result.folder / 'report.html'}")
+    if as_json:
+        print(json.dumps(result.final))
+
+
+@app.command()
+def compare(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe file, or the name of a shipped one.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 0-4; the recipe's, unless said.")] = None,
+    jobs: Jobs = 1,
+    out: Out = None,
+    scale: Scale = None,
+    set_: Sets = None,
+    corpus: CorpusPath = None,
+    aa: Annotated[bool, typer.Option("--aa", help="The control against itself: the noise floor.")] = False,
+    check: Annotated[Path | None, typer.Option(help="Derive every number of a study folder again; trains nothing.")] = None,
+    device: DeviceOption = Device.auto,
+    precision: PrecisionOption = None,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
+    allow_local_code: LocalCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study: every arm with every seed, then one verdict. A study that was stopped goes on."""
+    _local_code(allow_local_code)
+    if check is not None:
+        _check(check, as_json=as_json)
+        return
+    if recipe is None:
+        raise ConfigError("compare needs a recipe (or --check FOLDER); `seedbed list recipes` shows the shipped ones")
+    from seedbed.experiments import console, study
+    from seedbed.experiments.recipe import load
+
+    sets = _sets(set_)
+    chosen: dict[str, Any] = {"device": device.value, "precision": precision.value if precision else None}
+    loaded = load(recipe, scale=scale, sets=sets, corpus=corpus)
+    if print_config:
+        for name in loaded.arms:
+            print(f"--- # arm {name}\n{loaded.plan(arm=name, seed=loaded.seeds[0], **chosen).to_yaml()}", end="")
+        return
+    if dry_run:
+        for name in loaded.arms:
+            print(f"arm {name}")
+            _print_estimate(loaded.plan(arm=name, seed=loaded.seeds[0], **chosen), as_json=False)
+        return
+    given = [f"--scale {scale}" if scale else "", f"--seeds {seeds}" if seeds else "", "--aa" if aa else ""]
+    given += [f"--set {item}" for item in set_ or []] + [f"--corpus {corpus}" if corpus else ""]
+    shown = console.Console(loaded, jobs=jobs, seeds=seeds, aa=aa, **chosen)
+    shown.announce()
+    found = study.compare(
+        recipe,
+        out=out,
+        scale=scale,
+        sets=sets,
+        corpus=corpus,
+        seeds=seeds,
+        jobs=jobs,
+        aa=aa,
+        watch=shown.watch,
+        command=" ".join(["seedbed compare", recipe, *[g for g in given if g], f"--jobs {jobs}"]),
+        **chosen,
+    )
+    shown.conclude(found)
+    if as_json:
+        print(json.dumps(found.data))
+
+
+def _check(folder: Path, *, as_json: bool) -> None:
+    from seedbed.experiments.comparison import check_comparison
+
+    differences = check_comparison(folder)
+    if as_json:
+        print(json.dumps({"ok": not differences, "differences": differences}))
+    elif differences:
+        print("\n".join(differences))
+    else:
+        print(f"every number in {folder / 'comparison.json'} follows from the run folders")
+    if differences:
+        raise typer.Exit(1)
+
+
+@app.command()
+def tune(
+    recipe: RecipeArgument,
+    jobs: Jobs = 1,
+    out: Out = None,
+    scale: Scale = None,
+    set_: Sets = None,
+    device: DeviceOption = Device.auto,
+    as_json: AsJson = False,
+) -> None:
+    """Run the recipe's `tune:` grid: on validation data, on seeds of its own, as many trials for every arm."""
+    from seedbed.experiments import console
+    from seedbed.experiments.tune import tune as search
+
+    lines = console.Lines()
+    found = search(recipe, out=out, scale=scale, sets=_sets(set_), jobs=jobs, device=device.value, watch=lines.watch)
+    for arm, best in found.data["best"].items():
+        print(f"{arm}: {best}")
+    print(f"record: {found.folder / 'tuning.json'}")
+    if as_json:
+        print(json.dumps(found.data))
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="A run or study folder.")], jobs: Jobs = 1, as_json: AsJson = False
+) -> None:
+    """Go on with a run or a study where it stopped."""
+    from seedbed.experiments import commands, console
+    from seedbed.experiments.comparison import Comparison
+
+    found = commands.resume(folder, jobs=jobs, watch=console.Lines().watch)
+    if isinstance(found, Comparison):
+        print(f"verdict: {found.verdict}")
+    print(f"page: {found.folder / 'report.html'}")
+    if as_json:
+        print(json.dumps(found.data if isinstance(found, Comparison) else found.final))
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A finished run or study folder.")]) -> None:
+    """Write report.html (and its figures) of a folder anew."""
+    from seedbed.report.page import write_page
+
+    print(f"page: {write_page(folder)}")
+
+
+@app.command(name="eval")
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    text: Annotated[str, typer.Option(help="A file, folder or glob; every byte of it is scored once.")],
+    stride: Annotated[int | None, typer.Option(help="Step of overlapping windows; disjoint, unless said.", min=1)] = None,
+    device: DeviceOption = Device.auto,
+    as_json: AsJson = False,
+) -> None:
+    """Loss of a run's model over a text: nats per token, perplexity, bits per byte."""
+    from seedbed.experiments.commands import evaluate_text
+
+    found = evaluate_text(folder, text, device=device.value, stride=stride)
+    if as_json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
+
+
+@app.command()
+def sample(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="What the text begins with; repeatable.")] = None,
+    tokens: Annotated[int, typer.Option(help="New tokens.", min=1)] = 200,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.", min=0)] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Names the draws.", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Text sampled from a run's model."""
+    from seedbed.experiments.commands import sample as write
+
+    prompts = prompt or [""]
+    texts = write(folder, prompts, new_tokens=tokens, seed=seed, temperature=temperature, top_k=top_k)
+    for begun, text in zip(prompts, texts, strict=True):
+        if not as_json:
+            print(begun + text)
+    if as_json:
+        print(json.dumps([{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]))
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str, typer.Argument(help="parts, recipes or runs")] = "recipes",
+    folder: Annotated[Path, typer.Option(help="Where runs are looked for.")] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Show what there is: parts, recipes or runs."""
+    from dataclasses import asdict
+
+    from seedbed.experiments import catalog
+
+    if what == "parts":
+        rows = [asdict(p) for p in catalog.parts()]
+        lines = [f"{r['room'] + '.' + r['name']:28} {r['summary']}" for r in rows]
+    elif what == "recipes":
+        rows = [dict(r) for r in catalog.recipes()]
+        lines = [f"{r['name']:28} {r['title']}" for r in rows]
+    elif what == "runs":
+        rows = catalog.runs(folder)
+        lines = [f"{r['folder']:50} {r['status']}" for r in rows]
+    else:
+        raise ConfigError(f"list shows parts, recipes or runs; got {what!r}")
+    print(json.dumps(rows) if as_json else "\n".join(lines) or f"none in {folder}")
+
+
+@app.command()
+def explain(name: Annotated[str, typer.Argument(help="A part or a recipe.")]) -> None:
+    """Say what a part or a recipe is."""
+    from seedbed.experiments.catalog import explain as text
+
+    print(text(name))
+
+
+@app.command()
+def validate(
+    recipe: RecipeArgument,
+    scale: Scale = None,
+    set_: Sets = None,
+    corpus: CorpusPath = None,
+    allow_local_code: LocalCode = False,
+) -> None:
+    """Check a recipe, every arm of it, without training."""
+    _local_code(allow_local_code)
+    from seedbed.experiments.assemble import build_stream, check_parts
+    from seedbed.experiments.recipe import load
+
+    loaded = load(recipe, scale=scale, sets=_sets(set_), corpus=corpus)
+    for arm in loaded.arms:
+        plan = loaded.plan(arm=arm, seed=0)
+        check_parts(plan)
+        for name, spec in plan.streams.items():
+            build_stream(name, spec)
+    print(f"{loaded.recipe.name} is valid; arms: {', '.join(loaded.arms)}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine has and whether the generator gives its known answers here."""
+    import torch
+
+    from seedbed.experiments.environment import environment
+    from seedbed.nca.complexity import zlib_build
+    from seedbed.nca.golden import golden_rows
+
+    facts = environment()
+    golden = golden_rows()
+    found = {
+        "ok": all(golden.values()),
+        "seedbed": __version__,
+        **{k: facts[k] for k in ("python", "system", "processor", "processors_available", "cpu_capability")},
+        "torch": facts["packages"]["torch"],
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "zlib": zlib_build(),
+        "golden_rows": golden,
+    }
+    if as_json:
+        print(json.dumps(found))
+    else:
+        for name, value in found.items():
+            print(f"{name}: {value}")
+    if not found["ok"]:
+        raise typer.Exit(1)
+
+
+def _print_estimate(plan: Any, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from seedbed.experiments.estimate import estimate
+
+    found = estimate(plan)
+    for s in found:
+        print(
+            f"  stage {s.stage}: {s.steps} steps, {s.tokens:,} tokens, {s.parameters:,} parameters, "
+            f"about {s.seconds / 60:.1f} min, {s.memory_mib:.0f} MiB beside the program's own"
+        )
+    if as_json:
+        print(json.dumps([asdict(s) for s in found]))
+
+
+States = Annotated[int, typer.Option(help="Cell states, 2 to 256.")]
+Grid = Annotated[int, typer.Option(help="Side of the torus, in cells.")]
+Patch = Annotated[int, typer.Option(help="Side of a patch, in cells; divides the grid.")]
+Band = Annotated[str | None, typer.Option(metavar="LO-HI", help="Raw gzip ratios to accept, such as 0.5-1.0.")]
+Seed = Annotated[int, typer.Option(help="Names every draw.", min=0)]
+
+
+def _automaton(states: int, grid: int, patch: int, band: str | None, **more: Any) -> Any:
+    from seedbed.nca import Automaton
+
+    if band is not None:
+        low, dash, high = band.partition("-")
+        try:
+            more["band"] = (float(low), float(high))
+        except ValueError:
+            raise ConfigError(f"--band takes LO-HI such as 0.5-1.0, got {band!r}") from None
+        if not dash:
+            raise ConfigError(f"--band takes LO-HI such as 0.5-1.0, got {band!r}")
+    return Automaton(states=states, grid=grid, patch=patch, **more)
+
+
+@nca.command()
+def show(
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("nca.png"),
+    states: States = 10,
+    grid: Grid = 12,
+    patch: Patch = 2,
+    band: Band = None,
+    rows: Annotated[int, typer.Option(help="Rules, one a line.", min=1, max=64)] = 6,
+    frames: Annotated[int, typer.Option(help="Frames of each.", min=1, max=64)] = 10,
+    seed: Seed = 0,
+) -> None:
+    """Draw roll-outs of random rules as a PNG."""
+    from seedbed.core.durable import write_whole
+    from seedbed.nca.drawing import png, strips
+
+    automaton = _automaton(states, grid, patch, band)
+    made = [automaton.rollout(i, frames=frames, seed=seed) for i in range(rows)]
+    write_whole(out, png(strips([r.frames_FGG for r in made], states=states)))
+    print(f"{out}: gzip ratios from top to bottom: {', '.join(f'{r.ratio:.3f}' for r in made)}")
+
+
+@nca.command()
+def stats(
+    states: States = 10,
+    grid: Grid = 12,
+    patch: Patch = 2,
+    band: Band = None,
+    rules: Annotated[int, typer.Option(help="How many random rules to look at.", min=1)] = 1000,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Gzip ratios of random rules: quantiles, shares, ceiling, and how many a band accepts."""
+    import numpy as np
+
+    survey = _automaton(states, grid, patch, band).survey(rules, seed=seed)
+    edges = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 10]
+    shares = np.histogram(survey.ratios, edges)[0] / rules
+    found = {
+        "rules": rules,
+        "quantiles": {str(q): float(np.quantile(survey.ratios, q)) for q in survey.quantiles},
+        "shares": dict(zip(["0-.1", ".1-.2", ".2-.3", ".3-.4", ".4-.5", ".5+"], map(float, shares), strict=True)),
+        "ceiling": survey.ceiling,
+        "quantiles_normalized": {str(q): float(np.quantile(survey.ratios, q)) / survey.ceiling for q in survey.quantiles},
+        "band": list(survey.band),
+        "acceptance": survey.acceptance,
+    }
+    if as_json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        shown = ", ".join(f"{k}: {v:.3f}" for k, v in value.items()) if isinstance(value, dict) else value
+        print(f"{name}: {shown}")
+
+
+@nca.command()
+def generate(
+    rows: Annotated[int, typer.Option(help="Roll-outs, one a row.", min=1)],
+    out: Annotated[Path, typer.Option(help="The .npy file to write: int32, rows x tokens.")],
+    states: States = 10,
+    grid: Grid = 12,
+    patch: Patch = 2,
+    band: Band = None,
+    seed: Seed = 0,
+    frames: Annotated[int | None, typer.Option(help="Whole frames a row; enough for 1,025 tokens, unless said.", min=1)] = None,
+    start: Annotated[int, typer.Option(help="Index of the first row.", min=0)] = 0,
+    split: Annotated[str, typer.Option(help="train, valid or test: their rules are disjoint.")] = "train",
+    threads: Annotated[int, typer.Option(help="Changes nothing but the speed.", min=1)] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Write tokens of roll-outs whose rules lie inside the band; the same bytes on every machine."""
+    import io
+    from hashlib import sha256
+
+    import numpy as np
+
+    from seedbed.core.durable import write_whole
+    from seedbed.nca.automaton import SPLITS
+
+    if split not in SPLITS:
+        raise ConfigError(f"--split must be one of {', '.join(SPLITS)}; got {split!r}")
+    automaton = _automaton(states, grid, patch, band)
+    frames = frames or -(-1025 // automaton.patches.frame_tokens)
+    tokens = automaton.generate(rows, frames=frames, seed=seed, split=split, start=start, threads=threads)
+    buffer = io.BytesIO()
+    np.save(buffer, tokens)
+    write_whole(out, buffer.getvalue())
+    found = {
+        "out": str(out),
+        "rows": tokens.shape[0],
+        "tokens": tokens.shape[1],
+        "vocab_size": automaton.patches.vocab_size,
+        "sha256": sha256(tokens.tobytes()).hexdigest(),
+        "fingerprint": automaton.fingerprint(),
+    }
+    print(json.dumps(found) if as_json else "\n".join(f"{k}: {v}" for k, v in found.items()))
+
+
+@nca.command(name="check")
+def check_vectors(file: Annotated[Path, typer.Argument(help="An .npz of reference vectors.")], as_json: AsJson = False) -> None:
+    """Hold a file of reference vectors against our generator; exit 1 if a bar is missed."""
+    from dataclasses import asdict
+
+    from seedbed.nca.check import check
+
+    found = check(file)
+    facts = {**asdict(found), "ok": found.ok}
+    print(json.dumps(facts) if as_json else "\n".join(f"{k}: {v}" for k, v in facts.items()))
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    entry()

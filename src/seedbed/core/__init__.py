@@ -1,0 +1,1 @@
+"""Nouns and promises that every room stands on. Loads without torch."""

@@ -1,0 +1,150 @@
+"""What parts promise each other. A part is a frozen dataclass whose fields are its settings.
+
+The rooms see only these, so a new method is one file in its room and one line in that room's registry.
+Letters: B rows, T positions, D width.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from seedbed.core.records import (
+    Array,
+    Batch,
+    Cost,
+    Document,
+    Draw,
+    Item,
+    Key,
+    Loss,
+    Progress,
+    Role,
+    Row,
+    TokenLoss,
+    TokenTargets,
+)
+
+
+@runtime_checkable
+class Corpus(Protocol):
+    """Documents by address. `split` is "train", "valid" or "test"; a document belongs to exactly one."""
+
+    def documents(self, split: str) -> Sequence[Document]: ...
+    def fingerprint(self) -> str: ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Rows by address: each row depends on (seed, split, its index) alone."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    def size(self, split: str) -> int | None: ...  # rows in one epoch; None: never ends
+    def rows(self, indices: Sequence[int], *, seed: int, split: str) -> list[Row]: ...
+    def fingerprint(self) -> str: ...
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back, without loss."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def boundary_id(self) -> int: ...  # stands in front of every document
+    def encode(self, text: str) -> Array: ...
+    def decode(self, ids: Array) -> str: ...
+    def fingerprint(self) -> str: ...
+
+
+class Packer(Protocol):
+    """Documents, in order, to a source of rows."""
+
+    def pack(self, corpus: Corpus, *, tokenizer: Tokenizer) -> Source: ...
+
+
+class Mixture(Protocol):
+    """Which row stands at which position of a stream. Pure: the same answer for the same arguments, for ever."""
+
+    def draws(self, start: int, *, count: int, sizes: Mapping[str, int | None], seed: int) -> list[Draw]: ...
+
+
+class View(Protocol):
+    """Turns a row into what is shown, what is asked and what it counts."""
+
+    @property
+    def keeps_order(self) -> bool: ...  # whether tokens stand where they stood, so that frames are still frames
+    def __call__(self, row: Row, *, key: Key, progress: Progress | None = None) -> Row: ...
+
+
+class Outputs(Protocol):
+    """What a forward returns, with the head to use on it. Full logits exist only when asked for."""
+
+    hidden_BTD: Array
+
+    def token_loss(self, targets: TokenTargets) -> TokenLoss: ...
+    def logits(self, rows: Any = ..., positions: Any = ...) -> Array: ...
+
+
+class Model(Protocol):
+    """A torch module whose every parameter has a role."""
+
+    @property
+    def roles(self) -> Mapping[str, Role]: ...
+    @property
+    def vocab_size(self) -> int: ...
+    def __call__(self, batch: Batch) -> Outputs: ...
+    def cost(self, *, rows: int, seq_len: int, counted: int | None = None) -> Cost: ...  # of one forward
+    def initialize(self, *, seed: int, stream: str = "init", embedding_std: float | None = None) -> None: ...
+
+
+class ModelKind(Protocol):
+    """Settings of a model; `vocab_size` comes from the stream it is built for."""
+
+    def build(self, *, vocab_size: int) -> Model: ...
+
+
+class Objective(Protocol):
+    """A loss that says before the forward how many items it counts, then returns a sum over them."""
+
+    def count(self, batch: Batch) -> float: ...
+    def __call__(self, outputs: Outputs, *, batch: Batch) -> Loss: ...
+
+
+class Schedule(Protocol):
+    """Progress to a multiplier of the peak learning rate, 0 to 1."""
+
+    def __call__(self, progress: Progress) -> float: ...
+
+
+class OptimizerKind(Protocol):
+    """Settings of an optimizer; `groups` are (role, parameter) pairs of everything that is trained."""
+
+    learning_rate: float
+
+    def build(self, groups: Sequence[tuple[Role, Array]]) -> Any: ...
+
+
+class Transfer(Protocol):
+    """Old weights into a new model, key by key; see `seedbed.transfer.rules`."""
+
+    def __call__(self, new: Mapping[str, Array], *, roles: Mapping[str, Role], old: Mapping[Role, Array], seed: int) -> Any: ...
+
+
+class Scorer(Protocol):
+    """Texts to losses in nats, one array of per-token losses a text."""
+
+    def score(self, texts: Sequence[str]) -> list[Array]: ...
+
+
+class Writer(Protocol):
+    """Prompts to continuations."""
+
+    def write(self, prompts: Sequence[str], *, new_tokens: int, seed: int) -> list[str]: ...
+
+
+class Evaluator(Protocol):
+    """A lent part to scored items."""
+
+    def __call__(self, scorer: Scorer, documents: Sequence[Document]) -> list[Item]: ...
+
+
+Log = Callable[[str], None]

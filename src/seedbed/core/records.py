@@ -1,0 +1,151 @@
+"""The records that travel between rooms; `Array` is numpy in data rooms and torch behind the engine.
+
+Letters: B rows, T positions, D width, A position axes, K candidates.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self, TypeAlias
+
+Array: TypeAlias = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One drawn row: which source, which row of it, and how often the source was gone through before."""
+
+    source: str
+    index: int
+    epoch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One document of a corpus; `meta` holds what its file said beside the text."""
+
+    id: str
+    text: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What something cost. Seconds are wall-clock; a cost with `given_by` is named but not charged."""
+
+    positions: int = 0
+    flops_run: float = 0.0  # what the machine did
+    flops_ideal: float = 0.0  # what a machine that skips zeros and needless work would have done
+    seconds: float = 0.0
+    given_by: str = ""
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            positions=self.positions + other.positions,
+            flops_run=self.flops_run + other.flops_run,
+            flops_ideal=self.flops_ideal + other.flops_ideal,
+            seconds=self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One example. A source fills `tokens_T`; views say what is asked and how much it counts."""
+
+    tokens_T: Array
+    targets_T: Array = None
+    weights_T: Array = None  # 0 = not asked; before a view has run: how much each token itself may count
+    documents_T: Array = None
+    positions_TA: Array = None
+    labels: Mapping[str, Array] = field(default_factory=dict)
+    extra: Mapping[str, Array] = field(default_factory=dict)  # per position
+    cost: Cost = Cost()  # of making the row, rejected tries included
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Rows stacked: the same fields with a leading B. The training loop never looks inside."""
+
+    tokens_BT: Array
+    targets_BT: Array = None
+    weights_BT: Array = None
+    documents_BT: Array = None
+    positions_BTA: Array = None
+
+    def map(self, change: Callable[[Array], Array]) -> Self:
+        """Return the batch with `change` applied to every array that is there."""
+        return replace(self, **{f.name: change(v) for f in fields(self) if (v := getattr(self, f.name)) is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """Names every random draw of a row: the run's seed, the stream, the position in it and what was drawn there."""
+
+    seed: int
+    stream: str
+    position: int
+    draw: Draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a stage stands, always in steps: `step` of `steps` in the stage, `run_step` over all stages."""
+
+    step: int
+    steps: int
+    run_step: int = 0
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a parameter is for: (part, layer, tensor), such as ("attention", 3, "value"). layer is None outside blocks."""
+
+    part: str
+    layer: int | None = None
+    tensor: str = ""
+
+    def __str__(self) -> str:
+        name = f"{self.part}.{self.tensor}" if self.tensor else self.part
+        return name if self.layer is None else f"{name}@{self.layer}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTargets:
+    """What is asked of the token head: ids and weights; positions of weight 0 are never computed."""
+
+    ids_BT: Array
+    weights_BT: Array
+    z_weight: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLoss:
+    """`sum_nats` is weighted and differentiable; `nll_BT` is detached, in nats, 0 where nothing was asked."""
+
+    sum_nats: Array
+    nll_BT: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """A sum over `count(batch)` things, in nats, and named parts to log (sums as well)."""
+
+    sum_nats: Array
+    parts: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exhibit:
+    """What a page shows of a source: a PNG picture and facts ready for JSON (a caption at least)."""
+
+    picture: bytes
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One scored item of an evaluation, so that pairs of runs can be compared item by item."""
+
+    id: str
+    group: str
+    values: Mapping[str, float]
+    text: str = ""

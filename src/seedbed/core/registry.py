@@ -1,0 +1,97 @@
+"""Rooms list their parts by name; a part's file is imported when the part is first used.
+
+A user's own part needs no fork: an entry point in the group `seedbed.<room>`, or `kind: ./my_file.py:Class` with
+`--allow-local-code`.
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from seedbed.core.errors import ConfigError, DataError, nearest
+
+ALLOW_LOCAL_CODE = "SEEDBED_ALLOW_LOCAL_CODE"  # set by --allow-local-code, so that workers of a study inherit it
+
+
+class Registry:
+    """The parts of one room: `name -> "module:Class"`, where Class is a frozen dataclass of settings."""
+
+    def __init__(self, room: str, parts: Mapping[str, str]) -> None:
+        self.room = room
+        self._parts = dict(parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known())
+
+    def _known(self) -> dict[str, str]:
+        found = {e.name: e.value for e in entry_points(group=f"seedbed.{self.room}")}
+        return {**found, **self._parts}
+
+    def resolve(self, kind: str) -> type:
+        """Return the class of a part. Raises ConfigError for an unknown name, with the nearest right ones."""
+        if ".py:" in kind:
+            return self._local(kind)
+        known = self._known()
+        if kind not in known:
+            raise ConfigError(f"{self.room} has no part {kind!r}; {nearest(kind, known)}")
+        module, _, name = known[kind].partition(":")
+        return getattr(importlib.import_module(module), name)
+
+    def _local(self, kind: str) -> type:
+        if os.environ.get(ALLOW_LOCAL_CODE) != "1":
+            raise ConfigError(f"{kind!r} would run code from a file; pass --allow-local-code if you trust that file")
+        file, _, name = kind.rpartition(":")
+        spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+        if not Path(file).is_file() or spec is None or spec.loader is None:
+            raise DataError(f"the part {kind!r} names the file {file!r}, which is not there; give its path")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not hasattr(module, name):
+            raise ConfigError(f"{file} defines no {name!r}; {nearest(name, [n for n in vars(module) if n[0] != '_'])}")
+        return getattr(module, name)
+
+    def build(self, spec: str | Mapping[str, Any], *, path: str = "", shared: Mapping[str, Any] | None = None) -> Any:
+        """Return the part that a recipe asks for: a name, or a mapping with `kind` and settings.
+
+        `shared` are sizes of the parent (such as seq_len); each goes to the field of that name, if there is one.
+        Raises ConfigError with the path in the recipe for an unknown part, an unknown or ill-typed setting.
+        """
+        settings = {"kind": spec} if isinstance(spec, str) else dict(spec)
+        if "kind" not in settings:
+            raise ConfigError(f"{path}: needs `kind`, one of: {', '.join(self)}")
+        try:
+            part = self.resolve(settings.pop("kind"))
+        except ConfigError as e:
+            raise ConfigError(f"{path}.kind: {e}") from None
+        names = [f.name for f in dataclasses.fields(part) if f.init]
+        given = {**{k: v for k, v in (shared or {}).items() if k in names}, **settings}
+        return validated(part, given, path=path, names=names)
+
+
+def validated(part: type, given: Mapping[str, Any], *, path: str, names: list[str]) -> Any:
+    """Return `part(**given)` after a strict check of types; errors name the path in the recipe."""
+    for name in given:
+        if name not in names:
+            raise ConfigError(f"{path}.{name}: unknown setting; {nearest(name, names)}")
+    try:
+        return pydantic.TypeAdapter(part).validate_json(json.dumps(given), strict=True)
+    except pydantic.ValidationError as e:
+        raise ConfigError(explain(e, path=path)) from None
+
+
+def explain(error: pydantic.ValidationError, *, path: str) -> str:
+    """Return pydantic's findings as one line each, with the full path in the recipe."""
+    lines = []
+    for found in error.errors():
+        at = ".".join([path, *map(str, found["loc"])]).strip(".")
+        given = "" if found["type"] in ("missing", "value_error") else f" (given: {found['input']!r})"
+        lines.append(f"{at}: {found['msg'].removeprefix('Value error, ')}{given}")
+    return "; ".join(lines)

@@ -1,0 +1,42 @@
+"""A stream: rows by position. Its cursor is its own, so no other stage, stream or batch size can move a row of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from seedbed.core.draws import key as derive
+from seedbed.core.protocols import Mixture, Source, View
+from seedbed.core.records import Draw, Key, Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """Sources, the mixture that draws from them and the views that a drawn row passes, in order.
+
+    The row at a position is a function of (seed, stream name, split, position) alone.
+    """
+
+    name: str
+    sources: Mapping[str, Source]
+    mixture: Mixture
+    views: Sequence[View]
+    seq_len: int
+    batch_size: int
+    vocab_size: int
+
+    def draws(self, start: int, *, count: int, seed: int, split: str = "train") -> list[Draw]:
+        sizes = {name: source.size(split) for name, source in self.sources.items()}
+        return self.mixture.draws(start, count=count, sizes=sizes, seed=derive(seed, self.name, "mixture", split))
+
+    def rows(self, start: int, *, count: int, seed: int, split: str = "train") -> list[Row]:
+        """Return `count` rows from position `start` on, each of `seq_len` shown tokens."""
+        draws = self.draws(start, count=count, seed=seed, split=split)
+        rows: list[Row | None] = [None] * count
+        for name, source in self.sources.items():
+            mine = [i for i, draw in enumerate(draws) if draw.source == name]
+            made = source.rows([draws[i].index for i in mine], seed=derive(seed, self.name, name), split=split)
+            for i, row in zip(mine, made, strict=True):
+                row_key = Key(seed=seed, stream=self.name, position=start + i, draw=draws[i])
+                for view in self.views:
+                    row = view(row, key=row_key)
+                rows[i] = row
+        return [row for row in rows if row is not None]

@@ -1,0 +1,1 @@
+"""The training loop, precision, checkpoints. Knows no source, no model and no objective by name."""

@@ -1,0 +1,173 @@
+"""The training loop of one stage, to be read from top to bottom.
+
+A step: take rows by their position in the stream, count what is asked, add up gradients over micro-batches (each divided by
+the count of the whole step, so their size changes nothing but rounding), clip, step. Evaluation and checkpoints happen
+between steps.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from seedbed.core.draws import key
+from seedbed.core.errors import DataError, InterruptedRunError, RunFailedError
+from seedbed.core.ledger import Ledger
+from seedbed.core.protocols import Model, Objective, Schedule
+from seedbed.core.records import Cost, Loss, Progress
+from seedbed.core.stream import Stream
+from seedbed.engine.batches import collate, pieces
+from seedbed.engine.precision import Machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Everything that a stage needs, built and ready."""
+
+    name: str
+    stream: Stream
+    model: Any  # a Model and a torch module
+    objectives: Sequence[tuple[float, Objective]]  # weight, objective
+    optimizer: torch.optim.Optimizer
+    learning_rate: float
+    schedule: Schedule
+    steps: int
+    micro_batch_size: int
+    clip_norm: float | None
+    evaluate_every: int
+    checkpoint_every: int
+
+
+@dataclass(kw_only=True)
+class Counters:
+    """Where a run stands; these integers, the weights and the moments are all that a resume needs."""
+
+    stage: int = 0
+    step: int = 0  # in the stage
+    run_step: int = 0  # over all stages
+    positions: dict[str, int]  # of every stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What the loop reports to."""
+
+    record: Callable[[dict[str, Any]], None]  # a line of metrics
+    evaluate: Callable[[], dict[str, float]]
+    save: Callable[[], None]
+    should_stop: Callable[[], bool]
+
+
+def train(stage: Stage, *, at: Counters, seed: int, machine: Machine, ledger: Ledger, hooks: Hooks) -> None:
+    """Train until the stage's last step, changing model, optimizer, counters and ledger in place.
+
+    Raises RunFailedError before a step with a loss or gradient that is not finite, InterruptedRunError after the step in
+    which a signal came (a checkpoint is saved then), DataError if a step asks for nothing.
+    """
+    model, stream = stage.model, stage.stream
+    parameters = [p for group in stage.optimizer.param_groups for p in group["params"]]
+    while at.step < stage.steps:
+        started = time.perf_counter()
+        rows = stream.rows(at.positions[stream.name], count=stream.batch_size, seed=seed)
+        batch = collate(rows, device=machine.device)
+        data_seconds = time.perf_counter() - started
+
+        model.train()
+        progress = Progress(step=at.step, steps=stage.steps, run_step=at.run_step)
+        rate = stage.learning_rate * stage.schedule(progress)
+        for group in stage.optimizer.param_groups:
+            group["lr"] = rate
+        terms = [(weight, objective, objective.count(batch)) for weight, objective in stage.objectives if weight != 0]
+        if not any(count for _, _, count in terms):
+            raise DataError(f"step {at.step + 1} of stage {stage.name!r} asks for no token at all; check views and seq_len")
+        loss, forward = 0.0, Cost()
+        for number, piece in enumerate(pieces(batch, rows=stage.micro_batch_size)):
+            torch.manual_seed(key(seed, stage.name, "dropout", at.step, number) % 2**63)
+            with machine.autocast():
+                outputs = model(piece)
+            total = outputs.hidden_BTD.new_zeros((), dtype=torch.float32)
+            for weight, objective, count in terms:
+                if count:
+                    part: Loss = objective(outputs, batch=piece)
+                    total = total + weight * part.sum_nats / count
+            total.backward()
+            loss += float(total.detach())
+            size, length = piece.tokens_BT.shape
+            forward += model.cost(rows=size, seq_len=length, counted=int((piece.weights_BT > 0).sum()))
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, stage.clip_norm or math.inf))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            stage.optimizer.zero_grad(set_to_none=True)
+            raise RunFailedError(
+                f"the loss became {loss} (gradient norm {norm}) at step {at.step + 1} of stage {stage.name!r}, at learning "
+                f"rate {rate:.3g}; likely causes: a learning rate too high, no clipping, bfloat16 with large weights; lower "
+                "the rate or raise the warm-up. The last checkpoint is from before this step"
+            )
+        stage.optimizer.step()
+        stage.optimizer.zero_grad(set_to_none=True)
+
+        tokens = batch.tokens_BT.numel()
+        at.step += 1
+        at.run_step += 1
+        at.positions[stream.name] += stream.batch_size
+        seconds = time.perf_counter() - started
+        made = sum((row.cost for row in rows), Cost())
+        ledger.charge(
+            stage.name, "generate", Cost(flops_run=made.flops_run, flops_ideal=made.flops_ideal, seconds=data_seconds)
+        )
+        trained = Cost(
+            positions=tokens,
+            flops_run=3 * forward.flops_run,
+            flops_ideal=3 * forward.flops_ideal,
+            seconds=seconds - data_seconds,
+        )
+        ledger.charge(stage.name, "train", trained)
+        for draw in stream.draws(at.positions[stream.name] - stream.batch_size, count=stream.batch_size, seed=seed):
+            ledger.show(stage.name, draw.source, tokens // stream.batch_size)
+        line = {
+            "stage": stage.name,
+            "step": at.step,
+            "run_step": at.run_step,
+            "tokens": at.step * tokens,
+            "loss_nats": loss,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            "seconds": seconds,
+            "data_seconds": data_seconds,
+        }
+        if at.step % stage.evaluate_every == 0 or at.step == stage.steps:
+            started = time.perf_counter()
+            line |= hooks.evaluate()
+            ledger.charge(stage.name, "evaluate", Cost(seconds=time.perf_counter() - started))
+        hooks.record(line)
+        stopped = hooks.should_stop()
+        if stopped or at.step % stage.checkpoint_every == 0 or at.step == stage.steps:
+            hooks.save()
+        if stopped:
+            raise InterruptedRunError(
+                f"stopped after step {at.step} of {stage.steps} of stage {stage.name!r}; a checkpoint is saved, "
+                "`seedbed resume` goes on from it"
+            )
+
+
+@torch.no_grad()
+def held_out_nats(
+    model: Model, stream: Stream, *, rows: int, seed: int, split: str, machine: Machine, batch_size: int = 16
+) -> tuple[Any, Any]:
+    """Return per-token losses and targets of held-out rows: two numpy arrays (rows, T)."""
+    import numpy as np
+
+    from seedbed.core.records import TokenTargets
+
+    losses, targets = [], []
+    torch_model: Any = model
+    torch_model.eval()
+    for start in range(0, rows, batch_size):
+        made = stream.rows(start, count=min(batch_size, rows - start), seed=seed, split=split)
+        batch = collate(made, device=machine.device)
+        asked = TokenTargets(ids_BT=batch.targets_BT, weights_BT=torch.ones_like(batch.weights_BT))
+        losses.append(model(batch).token_loss(asked).nll_BT.cpu().numpy())
+        targets.append(batch.targets_BT.cpu().numpy())
+    return np.concatenate(losses), np.concatenate(targets)

@@ -1,0 +1,5 @@
+"""Model to numbers, item by item."""
+
+from seedbed.core.registry import Registry
+
+parts = Registry("evaluate", {"bits_per_byte": "seedbed.evaluate.bits_per_byte:BitsPerByte"})

@@ -1,0 +1,120 @@
+"""Has a model learned to infer rules in context? Its loss on unseen rules beside four floors that need no rule.
+
+A floor is the loss of a predictor that knows simple statistics only. Each has free constants, and they are chosen in hindsight
+on the very tokens that are scored, so a floor is as hard to beat as its kind can be:
+- global unigram: token frequencies of training rows;
+- in-context unigram: counts of the row so far, smoothed by the global unigram;
+- previous frame: the token at the same place one frame before, mixed with the in-context unigram;
+- in-context place statistics: counts, in the row so far, of what followed the token that stood at the same place one frame
+  before, smoothed by the in-context unigram.
+Only patch tokens after the first frame are scored; start and end tokens are left out.
+Letters: R rows, T tokens of a row, P patches of a frame.
+"""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+MARGIN_NATS = 0.1  # learned: at least this far below the best floor
+_STRENGTHS = np.array([0.1, 0.3, 1.0, 3.0, 10.0, 30.0])  # pseudo-counts of the smoothing
+_SHARES = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])  # of the previous frame
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleInference:
+    """Losses in nats per scored token."""
+
+    loss_nats: float
+    floors_nats: dict[str, float]
+    by_frame_nats: list[float]  # from frame 1 on
+    rows: int
+    tokens: int
+    margin_nats: float = MARGIN_NATS
+
+    @property
+    def best_floor_nats(self) -> float:
+        return min(self.floors_nats.values())
+
+    @property
+    def learned(self) -> bool:
+        return self.loss_nats <= self.best_floor_nats - self.margin_nats
+
+
+def rule_inference(
+    nll_RT: Float[np.ndarray, "R T"],
+    tokens_RT: Int[np.ndarray, "R T+1"],
+    *,
+    training_RT: Int[np.ndarray, "S T+1"],
+    frame_tokens: int,
+) -> RuleInference:
+    """Return the model's loss beside the floors.
+
+    `nll_RT` are losses of tokens 1.. of each row (the first token is never asked); `training_RT` gives the global unigram.
+    """
+    scored_RT = _scored(tokens_RT.shape, frame_tokens)
+    patches = training_RT[:, _inside(training_RT.shape[1], frame_tokens)]
+    vocabulary = int(max(tokens_RT.max(), training_RT.max())) + 1
+    counts = np.bincount(patches.ravel(), minlength=vocabulary) + 0.5
+    unigram = counts / counts.sum()
+    model_nats = nll_RT[scored_RT[:, 1:]]
+    frame_T = np.arange(tokens_RT.shape[1]) // frame_tokens
+    by_frame = [
+        float(nll_RT[:, (frame_T[1:] == f) & scored_RT[0, 1:]].mean())
+        for f in range(1, frame_T[-1] + 1)
+        if ((frame_T[1:] == f) & scored_RT[0, 1:]).any()
+    ]
+    return RuleInference(
+        loss_nats=float(model_nats.mean()),
+        floors_nats=floors(tokens_RT, unigram=unigram, frame_tokens=frame_tokens),
+        by_frame_nats=by_frame,
+        rows=len(tokens_RT),
+        tokens=int(model_nats.size),
+    )
+
+
+def floors(tokens_RT: Int[np.ndarray, "R T"], *, unigram: Float[np.ndarray, "V"], frame_tokens: int) -> dict[str, float]:
+    """Return the four floors in nats per scored token."""
+    scored_T = _scored((1, tokens_RT.shape[1]), frame_tokens)[0]
+    inside_T = _inside(tokens_RT.shape[1], frame_tokens)
+    sums = {
+        "global unigram": np.zeros(1),
+        "in-context unigram": np.zeros(len(_STRENGTHS)),
+        "previous frame": np.zeros((len(_SHARES), len(_STRENGTHS))),
+        "in-context place statistics": np.zeros((len(_STRENGTHS), len(_STRENGTHS))),
+    }
+    for row_T in tokens_RT:
+        seen: dict[int, int] = defaultdict(int)
+        after: dict[tuple[int, int], int] = defaultdict(int)
+        contexts: dict[int, int] = defaultdict(int)
+        total = 0
+        for t, token in enumerate(row_T.tolist()):
+            if not inside_T[t]:
+                continue
+            before = int(row_T[t - frame_tokens]) if t >= frame_tokens else -1
+            if scored_T[t]:
+                base = unigram[token]
+                adaptive = (seen[token] + _STRENGTHS * base) / (total + _STRENGTHS)
+                sums["global unigram"] -= math.log(base)
+                sums["in-context unigram"] -= np.log(adaptive)
+                sums["previous frame"] -= np.log(_SHARES[:, None] * (before == token) + (1 - _SHARES[:, None]) * adaptive)
+                placed = after[before, token] + _STRENGTHS[:, None] * adaptive
+                sums["in-context place statistics"] -= np.log(placed / (contexts[before] + _STRENGTHS[:, None]))
+            seen[token] += 1
+            total += 1
+            if before >= 0:
+                after[before, token] += 1
+                contexts[before] += 1
+    tokens = len(tokens_RT) * int(scored_T.sum())
+    return {name: float(value.min() / tokens) for name, value in sums.items()}
+
+
+def _inside(length: int, frame_tokens: int) -> Bool[np.ndarray, "T"]:
+    place_T = np.arange(length) % frame_tokens
+    return (place_T != 0) & (place_T != frame_tokens - 1)
+
+
+def _scored(shape: tuple[int, ...], frame_tokens: int) -> Bool[np.ndarray, "R T"]:
+    return np.broadcast_to(_inside(shape[1], frame_tokens) & (np.arange(shape[1]) >= frame_tokens), shape)

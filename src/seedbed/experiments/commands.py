@@ -1,0 +1,130 @@
+"""The commands that act on one run or one plan: run, resume, evaluate a text, sample."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seedbed.core.errors import ConfigError, DataError
+from seedbed.core.protocols import Tokenizer
+from seedbed.engine.checkpoints import latest, load_checkpoint
+from seedbed.engine.precision import prepare_machine
+from seedbed.evaluate.bits_per_byte import BitsPerByte, summary
+from seedbed.experiments.assemble import build_model, build_stream, check_parts
+from seedbed.experiments.comparison import Comparison
+from seedbed.experiments.recipe import RunPlan, find, load, read_plan
+from seedbed.experiments.run import RunResult, create, execute
+from seedbed.experiments.study import RunStatus, resume_study
+from seedbed.scorers.own_run import OwnRun
+from seedbed.sources.text import Text
+from seedbed.writers.sample import Sample
+
+
+def plan_run(
+    recipe: str | Path,
+    *,
+    arm: str | None = None,
+    seed: int = 0,
+    scale: str | None = None,
+    sets: Mapping[str, Any] | None = None,
+    corpus: str | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+    threads: int | None = None,
+) -> RunPlan:
+    """Return the checked plan of one run: of a study the control and seed 0, unless said."""
+    loaded = load(recipe, scale=scale, sets=sets, corpus=corpus)
+    plan = loaded.plan(arm=arm or loaded.arms[0], seed=seed, device=device, precision=precision, threads=threads)
+    check_parts(plan)
+    return plan
+
+
+def run(recipe: str | Path, *, out: Path | None = None, say: Callable[[str], None] = print, **settings: Any) -> RunResult:
+    """Train one arm with one seed and return its result; `settings` as for `plan_run`.
+
+    Raises RefusedError if the run folder exists, RunFailedError for a loss that is not finite.
+    """
+    plan = plan_run(recipe, **settings)
+    for name, spec in plan.streams.items():
+        if any(stage.stream == name for stage in plan.stages):
+            build_stream(name, spec)  # missing or bad data is found before a folder is made
+    folder = out or Path("runs") / plan.name / plan.arm / f"seed-{plan.seed}"
+    create(plan, folder, recipe_text=find(str(recipe)).read_text())
+    return execute(folder, say=say)
+
+
+def resume(
+    folder: Path,
+    *,
+    jobs: int = 1,
+    say: Callable[[str], None] = print,
+    watch: Callable[[list[RunStatus]], None] | None = None,
+) -> RunResult | Comparison:
+    """Go on with a run or a study where it stopped. A run that was killed before its first checkpoint starts again."""
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}; give a run or study folder")
+    if (folder / "study.json").is_file():
+        return resume_study(folder, jobs=jobs, watch=watch)
+    return execute(folder, say=say)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A run's model, ready to use, with its tokenizer."""
+
+    plan: RunPlan
+    model: Any
+    tokenizer: Tokenizer
+    seq_len: int
+
+
+def open_run(folder: Path, *, device: str = "auto") -> Trained:
+    """Return the model of a run's last stage from its newest checkpoint."""
+    plan = read_plan(folder)
+    checkpoint = latest(folder / "checkpoints")
+    if checkpoint is None:
+        raise DataError(f"{folder} has no checkpoint yet; let it run on with `seedbed resume {folder}`")
+    stage = plan.stages[-1]
+    stream = build_stream(stage.stream, plan.streams[stage.stream])
+    if stream.tokenizer is None:
+        raise ConfigError(f"the last stage of {folder} was not trained on text, so it has no tokenizer to read with")
+    model = build_model(plan, vocab_size=stream.stream.vocab_size)
+    machine = prepare_machine(device=device, precision="float32", threads=plan.threads, width=0)
+    load_checkpoint(checkpoint, model=model)
+    return Trained(plan=plan, model=model.to(machine.device).eval(), tokenizer=stream.tokenizer, seq_len=stream.stream.seq_len)
+
+
+def evaluate_text(folder: Path, text: str, *, device: str = "auto", stride: int | None = None) -> dict[str, float]:
+    """Return loss_nats, perplexity, bits_per_byte, tokens and bytes of a file, folder or glob under a run's model."""
+    trained = open_run(folder, device=device)
+    corpus = Text(path=text, section_bytes=0)
+    documents = list(corpus.all_documents())
+    scorer = OwnRun(
+        model=trained.model,
+        tokenizer=trained.tokenizer,
+        seq_len=trained.seq_len,
+        stride=stride or trained.plan.evaluate.stride,
+    )
+    return summary(BitsPerByte()(scorer, documents))
+
+
+def sample(
+    folder: Path,
+    prompts: Sequence[str],
+    *,
+    new_tokens: int = 200,
+    seed: int = 0,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    device: str = "auto",
+) -> list[str]:
+    """Return a continuation of each prompt by a run's model."""
+    trained = open_run(folder, device=device)
+    writer = Sample(
+        model=trained.model,
+        tokenizer=trained.tokenizer,
+        seq_len=trained.seq_len,
+        temperature=temperature,
+        top_k=top_k,
+    )
+    return writer.write(prompts, new_tokens=new_tokens, seed=seed)

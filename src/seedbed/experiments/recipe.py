@@ -1,0 +1,414 @@
+"""Recipes: YAML to one checked plan. A study's arm is the recipe with one named change; the control is another.
+
+Order in which a recipe takes shape: `extends`, the scale, `--set`, the arm's change, the arm's tuned settings, `--set` again
+(so that what the user says wins).
+"""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from seedbed.core.config import Count, dump_yaml, has_path, merged, read_yaml, set_path
+from seedbed.core.errors import ConfigError, DataError, nearest
+from seedbed.core.registry import explain
+
+Part = str | dict[str, Any]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Budget(_Strict):
+    """How long a stage is, in one currency; it becomes a number of steps before the stage starts."""
+
+    steps: Count | None = None
+    tokens: Count | None = None
+    flops_run: float | None = None
+    flops_ideal: float | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Budget":
+        given = self.model_dump(exclude_none=True)
+        if len(given) != 1:
+            raise ValueError(
+                f"a budget names one currency of steps, tokens, flops_run, flops_ideal; got {sorted(given) or 'none'}"
+            )
+        if next(iter(given.values())) <= 0:
+            raise ValueError("a budget must be positive")
+        return self
+
+    @property
+    def currency(self) -> str:
+        return next(iter(self.model_dump(exclude_none=True)))
+
+
+class StreamSpec(_Strict):
+    """Where rows come from and how they are shown."""
+
+    source: Part
+    tokenizer: Part | None = None
+    packing: Part = "concatenate"
+    mixture: Part = "epochs"
+    views: list[Part] = ["next_token"]
+    seq_len: int = Field(ge=1)
+    batch_size: int = Field(ge=1)  # rows a step
+
+
+class WeightsSpec(_Strict):
+    """What arrives over a stage border. `from` is an earlier stage; patterns address roles."""
+
+    from_: str = Field(alias="from")
+    fresh: list[str] = ["embedding", "head"]
+    redraw: list[str] = []
+    keep: list[str] = ["*"]
+
+
+class StageSpec(_Strict):
+    """One stage."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    stream: str
+    budget: Budget
+    objective: list[Part] = ["tokens"]
+    optimizer: Part = "adamw"
+    schedule: Part = "cosine"
+    weights: WeightsSpec | None = None
+    embedding_std: float | Literal["trained"] | None = None  # of a fresh embedding; "trained": the old embedding's own
+    body_stream: str | None = None  # another random stream for the body's initial weights (A/A studies)
+    frozen: list[str] = []
+    clip_norm: float | None = 1.0
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    evaluations: int = Field(default=10, ge=1)  # evenly spaced over the stage, the last at its last step
+    floor_rows: int = Field(default=128, ge=1)  # held-out rows on which an automaton stage is held against its floors
+
+
+class EvaluateSpec(_Strict):
+    """Held-out text. The test part is read once, after the last step."""
+
+    valid_bytes: Count = 65_536  # of the validation part, for the curve; whole documents, at least one
+    test: bool = True  # tuning runs never read the test part
+    test_bytes: Count | None = None  # None: all of it
+    stride: int | None = Field(default=None, ge=1)  # of overlapping windows; None: disjoint
+    samples: list[str] = []  # prompts for the page
+    sample_tokens: int = Field(default=200, ge=1)
+
+
+class ControlSpec(_Strict):
+    """The arm that all others are held against."""
+
+    name: str = "control"
+    change: dict[str, Any] = {}
+
+
+class StudySpec(_Strict):
+    """What is compared, fixed before the first run."""
+
+    control: ControlSpec
+    arms: dict[str, dict[str, Any]]
+    seeds: str | list[int] = "0-2"
+    main_stage: str | None = None  # whose budget is matched; the last, if None
+    metric: Literal["test_bits_per_byte", "test_loss_nats"] = "test_bits_per_byte"
+    contrasts: list[tuple[str, str]] = []  # further pairs (arm, reference) beside every arm against the control
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    margin: float = Field(default=0.01, gt=0)  # equivalence: differences inside count as none (unit of the metric)
+    looks: list[int] = []  # numbers of seeds at which a verdict may be read; empty: once
+    tuned: dict[str, dict[str, Any]] = {}  # arm -> settings found by `seedbed tune`
+    published_nats: float | None = None  # the effect that the paper reports, printed beside what is detectable
+
+    @field_validator("looks")
+    @classmethod
+    def _rising(cls, looks: list[int]) -> list[int]:
+        if looks != sorted(set(looks)) or any(n < 2 for n in looks):
+            raise ValueError(f"looks must be rising numbers of seeds from 2 on, got {looks}")
+        return looks
+
+
+class TuneSpec(_Strict):
+    """A grid for every arm, run on validation data and on seeds that no study uses."""
+
+    seeds: list[int] = Field(min_length=1)
+    grids: dict[str, dict[str, list[Any]]]  # arm -> setting -> values
+    record: str | None = None  # where the committed record of the search stands
+
+
+class Recipe(_Strict):
+    """A whole recipe, checked. `streams` and `stages` hold parts by name; see `seedbed list parts`."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    title: str = ""
+    paper: str = ""
+    model: Part
+    streams: dict[str, StreamSpec]
+    stages: list[StageSpec] = Field(min_length=1)
+    evaluate: EvaluateSpec = EvaluateSpec()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpoint_every: Count = 1000
+    scales: dict[str, dict[str, Any]] = {}
+    study: StudySpec | None = None
+    tune: TuneSpec | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Recipe":
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stage names must differ, got {names}")
+        for i, stage in enumerate(self.stages):
+            if stage.stream not in self.streams:
+                raise ValueError(
+                    f"stages.{stage.name}.stream: no stream {stage.stream!r}; {nearest(stage.stream, self.streams)}"
+                )
+            if stage.weights and stage.weights.from_ not in names[:i]:
+                raise ValueError(
+                    f"stages.{stage.name}.weights.from: no earlier stage {stage.weights.from_!r}; "
+                    f"{nearest(stage.weights.from_, names[:i])}"
+                )
+            if stage.embedding_std == "trained" and stage.weights is None:
+                raise ValueError(
+                    f"stages.{stage.name}.embedding_std: 'trained' needs weights from an earlier stage; give a number"
+                )
+        return self
+
+
+class RunPlan(_Strict):
+    """One arm of a recipe with one seed and where it computes: what a run folder's resolved.yaml holds."""
+
+    name: str
+    title: str = ""
+    paper: str = ""
+    scale: str | None = None
+    arm: str
+    seed: int
+    model: Part
+    streams: dict[str, StreamSpec]
+    stages: list[StageSpec]
+    evaluate: EvaluateSpec
+    checkpoint_every: Count
+    main_stage: str
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+
+    def fingerprint(self) -> str:
+        """Return a hash of everything that decides the numbers; where it computes is left out."""
+        facts = self.model_dump(by_alias=True, exclude={"device", "threads"})
+        return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_yaml(self) -> str:
+        return dump_yaml(json.loads(self.model_dump_json(by_alias=True)))
+
+
+def shipped() -> dict[str, Path]:
+    """Return the recipes inside the package by name."""
+    folder = Path(str(resources.files("seedbed.recipes")))
+    return {p.stem: p for p in sorted(folder.glob("*.yaml"))}
+
+
+def find(recipe: str) -> Path:
+    """Return the file of a recipe: a path, or the name of a shipped one."""
+    known = shipped()
+    if recipe in known:
+        return known[recipe]
+    if Path(recipe).suffix in (".yaml", ".yml"):
+        if not Path(recipe).is_file():
+            raise DataError(f"there is no recipe file {recipe}; give the path of a YAML file or one of: {', '.join(known)}")
+        return Path(recipe)
+    raise ConfigError(f"no recipe {recipe!r}; {nearest(recipe, known)} (or give the path of a .yaml file)")
+
+
+def load(
+    recipe: str | Path,
+    *,
+    scale: str | None = None,
+    sets: Mapping[str, Any] | None = None,
+    corpus: str | None = None,
+) -> "Loaded":
+    """Return a recipe, read and checked. Raises ConfigError with the path in the file for whatever does not fit."""
+    tree = _extended(find(str(recipe)), seen=())
+    scales = tree.get("scales") or {}
+    if scale is not None:
+        if scale not in scales:
+            raise ConfigError(f"the recipe has no scale {scale!r}; {nearest(scale, scales)}")
+        for path, value in scales[scale].items():
+            set_path(tree, path, value)
+    sets = dict(sets or {})
+    if corpus is not None:
+        for name, stream in (tree.get("streams") or {}).items():
+            if (stream.get("source") or {}).get("kind") == "text":
+                sets[f"streams.{name}.source.path"] = corpus
+    for path, value in sets.items():
+        set_path(tree, path, value)
+    loaded = Loaded(tree=tree, recipe=_checked(Recipe, tree), sets=sets, scale=scale)
+    for arm in loaded.arms:
+        loaded.plan(arm=arm, seed=0)
+    return loaded
+
+
+class Loaded:
+    """A recipe as read, from which the plan of every arm and seed is derived."""
+
+    def __init__(self, *, tree: dict[str, Any], recipe: Recipe, sets: Mapping[str, Any], scale: str | None) -> None:
+        self.tree, self.recipe, self.sets, self.scale = tree, recipe, sets, scale
+
+    @property
+    def arms(self) -> list[str]:
+        """The control first; a recipe without a study has one arm called "run"."""
+        study = self.recipe.study
+        return [study.control.name, *study.arms] if study else ["run"]
+
+    @property
+    def seeds(self) -> list[int]:
+        return parse_seeds(self.recipe.study.seeds) if self.recipe.study else [0]
+
+    def plan(
+        self,
+        *,
+        arm: str,
+        seed: int,
+        changes: Mapping[str, Any] | None = None,
+        device: str = "auto",
+        precision: str | None = None,
+        threads: int | None = None,
+    ) -> RunPlan:
+        """Return one run's plan. `changes` are further settings (of a tuning trial or an A/A study)."""
+        tree = copy.deepcopy(self.tree)
+        study = self.recipe.study
+        if arm not in self.arms:
+            raise ConfigError(f"the recipe has no arm {arm!r}; {nearest(arm, self.arms)}")
+        if study:
+            change = study.control.change if arm == study.control.name else study.arms[arm]
+            _apply(tree, change, where=f"study.arms.{arm}")
+            for path, value in {**study.tuned.get(arm, {}), **self.sets}.items():
+                if has_path(tree, path):
+                    set_path(tree, path, value)
+        for path, value in (changes or {}).items():
+            set_path(tree, path, value)
+        body = {k: v for k, v in tree.items() if k in Recipe.model_fields and k not in ("study", "tune", "scales", "precision")}
+        checked = _checked(Recipe, {**body, "study": None, "tune": None})
+        main = (study.main_stage if study else None) or checked.stages[-1].name
+        plan = {
+            **body,
+            "scale": self.scale,
+            "arm": arm,
+            "seed": seed,
+            "evaluate": checked.evaluate.model_dump(),
+            "checkpoint_every": checked.checkpoint_every,
+            "main_stage": main,
+            "device": device,
+            "precision": precision or self.recipe.precision,
+            "threads": threads,
+        }
+        if main not in [s.name for s in checked.stages]:
+            raise ConfigError(f"arm {arm}: its main stage {main!r} is gone; name another under study.main_stage")
+        return _checked(RunPlan, plan)
+
+
+def read_plan(folder: Path) -> RunPlan:
+    """Return the plan of a run folder."""
+    file = folder / "resolved.yaml"
+    if not file.is_file():
+        raise DataError(f"{folder} is not a run folder: it has no resolved.yaml; give the folder that `seedbed run` wrote")
+    return _checked(RunPlan, read_yaml(file))
+
+
+def parse_seeds(seeds: str | Sequence[int]) -> list[int]:
+    """Return [0, 1, 2] for "0-2" and [0, 3] for "0,3". Raises ConfigError for anything else, or doubles."""
+    if isinstance(seeds, str):
+        try:
+            spans = [part.split("-") for part in seeds.split(",")]
+            seeds = [n for span in spans for n in range(int(span[0]), int(span[-1]) + 1)]
+        except ValueError:
+            raise ConfigError(f"cannot read the seeds {seeds!r}; write 0-4 or 0,2,5") from None
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"seeds must be different numbers from 0 on, got {list(seeds)}")
+    return list(seeds)
+
+
+def _extended(file: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if file.resolve() in seen:
+        raise ConfigError(f"{file} extends itself: {' -> '.join(p.name for p in (*seen, file))}")
+    tree = read_yaml(file)
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    beside = file.parent / str(base)
+    parent = beside if beside.is_file() else find(str(base))
+    extended = _extended(parent, seen=(*seen, file.resolve()))
+    changes = {k: tree.pop(k) for k in [k for k in tree if "." in k]}
+    out = merged(extended, tree)
+    for path, value in changes.items():
+        set_path(out, path, value)
+    return out
+
+
+def _apply(tree: dict[str, Any], change: Mapping[str, Any], *, where: str) -> None:
+    """Make an arm's change: `without` (a stage), `give_budget_to` (another), `only` seeds nothing; else paths and values."""
+    change = dict(change)
+    without, heir = change.pop("without", None), change.pop("give_budget_to", None)
+    if without is None and heir is not None:
+        raise ConfigError(f"{where}.give_budget_to: only the budget of a stage named under `without` can be given")
+    if without is not None:
+        _remove_stage(tree, without, heir, where=where)
+    for path, value in change.items():
+        set_path(tree, path, value)
+
+
+def _remove_stage(tree: dict[str, Any], name: str, heir: str | None, *, where: str) -> None:
+    stages = tree["stages"]
+    names = [s["name"] for s in stages]
+    if name not in names:
+        raise ConfigError(f"{where}.without: no stage {name!r}; {nearest(name, names)}")
+    gone = stages.pop(names.index(name))
+    for stage in stages:
+        if (stage.get("weights") or {}).get("from") == name:  # leaving a stage out hands its origin on
+            if gone.get("weights"):
+                stage["weights"]["from"] = gone["weights"]["from"]
+            else:
+                del stage["weights"]
+    if heir is not None:
+        taker = next((s for s in stages if s["name"] == heir), None)
+        if taker is None:
+            raise ConfigError(f"{where}.give_budget_to: no stage {heir!r}; {nearest(heir, [s['name'] for s in stages])}")
+        mine, theirs = (Budget.model_validate(s["budget"]) for s in (taker, gone))
+        if mine.currency != theirs.currency:
+            raise ConfigError(f"{where}.give_budget_to: {heir} counts {mine.currency}, {name} counted {theirs.currency}")
+        currency = mine.currency
+        taker["budget"] = {currency: getattr(mine, currency) + getattr(theirs, currency)}
+
+
+def _checked(model: Any, tree: Mapping[str, Any]) -> Any:
+    try:
+        return model.model_validate(tree, strict=False)
+    except ValidationError as e:
+        unknown = [f for f in e.errors() if f["type"] == "extra_forbidden"]
+        if unknown:
+            path = ".".join(map(str, unknown[0]["loc"]))
+            fields = _fields_at(model, tree, unknown[0]["loc"])
+            raise ConfigError(f"{path}: unknown key; {nearest(str(unknown[0]['loc'][-1]), fields)}") from None
+        raise ConfigError(explain(e, path="")) from None
+
+
+def _fields_at(model: Any, tree: Any, loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that are allowed beside an unknown one: walk down the schema along its path."""
+    schema = model.model_json_schema(by_alias=True)
+    at: Any = schema
+    for step in loc[:-1]:
+        at = _resolved(at, schema)
+        if isinstance(step, int):
+            at = at.get("items", {})
+        else:
+            at = at.get("properties", {}).get(step) or at.get("additionalProperties", {})
+    return list(_resolved(at, schema).get("properties", {}))
+
+
+def _resolved(at: Any, schema: Any) -> Any:
+    for option in at.get("anyOf", []):
+        if "$ref" in option:
+            at = option
+    return schema["$defs"][at["$ref"].rsplit("/", 1)[1]] if "$ref" in at else at

@@ -1,0 +1,318 @@
+"""A study: every arm with every seed, side by side, then one verdict.
+
+What is compared is written down (study.json) before the first run starts. A study that was stopped goes on where it was; runs
+that ended are not run again, failed ones stay in the table.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from seedbed.core.durable import locked, write_json, write_whole
+from seedbed.core.errors import ConfigError, DataError, InterruptedRunError, RefusedError, RunFailedError, SeedbedError
+from seedbed.engine.precision import available_threads
+from seedbed.experiments.assemble import build_stream, check_parts
+from seedbed.experiments.comparison import Comparison, Design, compared, read_design, refuse_late_seeds
+from seedbed.experiments.environment import commit
+from seedbed.experiments.recipe import Loaded, RunPlan, find, load, parse_seeds, read_plan
+from seedbed.experiments.run import PARENT, create, finished
+
+AA_STREAM = "init-second"  # the random stream of the body's initial weights in the second arm of an A/A study
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """Where one run of a study stands, for whoever shows it. `state`: waiting, running, done or failed."""
+
+    arm: str
+    seed: int
+    state: str
+    stage: str = ""
+    step: int = 0
+    steps_done: int = 0
+    loss_nats: float | None = None
+
+
+def compare(
+    recipe: str | Path,
+    *,
+    out: Path | None = None,
+    scale: str | None = None,
+    sets: Mapping[str, Any] | None = None,
+    corpus: str | None = None,
+    seeds: str | Sequence[int] | None = None,
+    jobs: int = 1,
+    aa: bool = False,
+    device: str = "auto",
+    precision: str | None = None,
+    say: Callable[[str], None] = print,
+    watch: Callable[[list[RunStatus]], None] | None = None,
+    command: str = "",
+) -> Comparison:
+    """Run a study (or what is left of it) and return its comparison; writes comparison.json and report.html.
+
+    Raises ConfigError if the recipe has no study, RefusedError if the folder holds another study or seeds come too late,
+    RunFailedError if a run's process was killed, InterruptedRunError after a signal.
+    """
+    loaded = load(recipe, scale=scale, sets=sets, corpus=corpus)
+    study = loaded.recipe.study
+    if study is None:
+        raise ConfigError(
+            f"the recipe {loaded.recipe.name} has no study to compare; use `seedbed run`, or add a `study:` block"
+        )
+    if jobs < 1:
+        raise ConfigError(f"jobs must be at least 1, got {jobs}")
+    wanted = parse_seeds(seeds) if seeds is not None else loaded.seeds
+    if loaded.recipe.tune and set(wanted) & set(loaded.recipe.tune.seeds):
+        raise RefusedError(
+            f"the seeds {sorted(set(wanted) & set(loaded.recipe.tune.seeds))} were used for tuning; a study takes others"
+        )
+    threads = max(1, available_threads() // jobs)
+    plans = _plans(loaded, wanted, aa=aa, device=device, precision=precision, threads=threads)
+    folder = out or Path("runs") / (loaded.recipe.name + ("-aa" if aa else ""))
+    design = _design(loaded, plans, wanted, aa=aa, command=command)
+    for arm in [design.control, *design.arms]:
+        check_parts(plans[arm, wanted[0]])
+    for name, spec in plans[design.control, wanted[0]].streams.items():
+        build_stream(name, spec)  # missing or bad data is found before anything starts
+    with locked(folder):
+        _prepare(folder, design, plans, recipe_text=find(str(recipe)).read_text(), say=say)
+        run_all(folder, plans, jobs=jobs, threads=threads, watch=watch or _quiet)
+        found = compared(folder)
+    from seedbed.report.page import write_study_page
+
+    write_study_page(folder)
+    return found
+
+
+def resume_study(
+    folder: Path,
+    *,
+    jobs: int = 1,
+    watch: Callable[[list[RunStatus]], None] | None = None,
+) -> Comparison:
+    """Go on with the runs of a study folder that have not ended; nothing about it is changed."""
+    design = read_design(folder)
+    runs = {(arm, seed): folder / arm / f"seed-{seed}" for arm in [design.control, *design.arms] for seed in design.seeds}
+    with locked(folder):
+        run_all(
+            folder,
+            {k: read_plan(run) for k, run in runs.items()},
+            jobs=jobs,
+            threads=max(1, available_threads() // jobs),
+            watch=watch or _quiet,
+        )
+        found = compared(folder)
+    from seedbed.report.page import write_study_page
+
+    write_study_page(folder)
+    return found
+
+
+def _plans(
+    loaded: Loaded, seeds: Sequence[int], *, aa: bool, device: str, precision: str | None, threads: int
+) -> dict[tuple[str, int], RunPlan]:
+    study = loaded.recipe.study
+    assert study is not None
+    where: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
+    if not aa:
+        return {(arm, seed): loaded.plan(arm=arm, seed=seed, **where) for arm in loaded.arms for seed in seeds}
+    control = study.control.name
+    plans = {}
+    for seed in seeds:
+        plans[control, seed] = plan = loaded.plan(arm=control, seed=seed, **where)
+        fresh = {f"stages.{s.name}.body_stream": AA_STREAM for s in plan.stages if s.weights is None}
+        again = loaded.plan(arm=control, seed=seed, changes=fresh, **where)
+        plans["again", seed] = again.model_copy(update={"arm": "again"})
+    return plans
+
+
+def _design(
+    loaded: Loaded, plans: Mapping[tuple[str, int], RunPlan], seeds: Sequence[int], *, aa: bool, command: str
+) -> Design:
+    study = loaded.recipe.study
+    assert study is not None
+    control = study.control.name
+    arms = tuple(dict.fromkeys(arm for arm, _ in plans if arm != control))
+    main = plans[control, seeds[0]]
+    stage = next(s for s in main.stages if s.name == main.main_stage)
+    schedule = stage.schedule if isinstance(stage.schedule, str) else stage.schedule["kind"]
+    names = {control, *arms}
+    for pair in study.contrasts:
+        if not aa and not set(pair) <= names:
+            raise ConfigError(f"study.contrasts: {list(pair)} names an arm that is not there; arms: {', '.join(sorted(names))}")
+    return Design(
+        name=loaded.recipe.name + (" A/A" if aa else ""),
+        title=loaded.recipe.title,
+        control=control,
+        arms=arms,
+        seeds=tuple(seeds),
+        metric=study.metric,
+        alpha=study.alpha,
+        margin=study.margin,
+        looks=() if aa else tuple(study.looks),
+        contrasts=() if aa else tuple(study.contrasts),
+        main_stage=main.main_stage,
+        budget={k: v for k, v in stage.budget.model_dump().items() if v is not None},
+        schedule=schedule,
+        published_nats=study.published_nats,
+        aa=aa,
+        tuned={} if aa else dict(study.tuned),
+        tuning_record=loaded.recipe.tune.record if loaded.recipe.tune else None,
+        plans={arm: plans[arm, seeds[0]].model_copy(update={"seed": 0}).fingerprint() for arm in [control, *arms]},
+        commit=commit(),
+        command=command,
+    )
+
+
+def _prepare(
+    folder: Path,
+    design: Design,
+    plans: Mapping[tuple[str, int], RunPlan],
+    *,
+    recipe_text: str,
+    say: Callable[[str], None],
+) -> None:
+    """Lay down study.json and the run folders, or find that they are there and the same."""
+    if (folder / "study.json").is_file():
+        known = read_design(folder)
+        refuse_late_seeds(folder, known, design.seeds)
+        fixed = [f for f in asdict(design) if f not in ("seeds", "commit", "command")]
+        changed = [f for f in fixed if asdict(design)[f] != asdict(known)[f]]
+        if changed:
+            raise RefusedError(
+                f"{folder} holds another study: {', '.join(changed)} differ(s); give another --out, "
+                "or the recipe it was begun with"
+            )
+        if not set(design.seeds) >= set(known.seeds):
+            raise RefusedError(
+                f"{folder} was begun with seeds {list(known.seeds)}; fewer are refused: leaving seeds out after the fact "
+                "is not a test"
+            )
+        say(f"going on with the study in {folder}")
+        if design.seeds != known.seeds:
+            write_json(folder / "study.json", asdict(replace(known, seeds=design.seeds)))
+    elif any(p.name != ".lock" for p in folder.iterdir()):
+        raise RefusedError(f"{folder} is not empty and holds no study; nothing is overwritten: give another --out")
+    else:
+        write_json(folder / "study.json", asdict(design))
+        write_whole(folder / "recipe.yaml", recipe_text)
+    for (arm, seed), plan in plans.items():
+        run = folder / arm / f"seed-{seed}"
+        if not (run / "resolved.yaml").is_file():
+            create(plan, run, recipe_text=recipe_text)
+
+
+def run_all(
+    folder: Path,
+    plans: Mapping[tuple[str, int], RunPlan],
+    *,
+    jobs: int,
+    threads: int,
+    watch: Callable[[list[RunStatus]], None],
+) -> None:
+    """Run what has not ended, seed by seed, at most `jobs` at a time, each in a process of its own."""
+    order = sorted(plans, key=lambda k: (k[1], list(dict.fromkeys(a for a, _ in plans)).index(k[0])))
+    waiting = [k for k in order if finished(folder / k[0] / f"seed-{k[1]}") is None]
+    running: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
+    told: set[tuple[str, int]] = set()
+    stopping = False
+
+    def want_stop(number: int, frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    old = {}
+    with suppress(ValueError):
+        old = {number: signal.signal(number, want_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    problems: list[SeedbedError] = []
+    try:
+        while running or (waiting and not stopping and not problems):
+            while waiting and len(running) < jobs and not stopping and not problems:
+                arm, seed = waiting.pop(0)
+                running[arm, seed] = _start(folder / arm / f"seed-{seed}", threads)
+            time.sleep(0.2)
+            for k in [k for k, process in running.items() if process.poll() is not None]:
+                problem = _ended(folder / k[0] / f"seed-{k[1]}", running.pop(k).returncode, stopping=stopping)
+                if problem is not None:
+                    problems.append(problem)
+            if stopping or problems:
+                for k in running.keys() - told:
+                    running[k].send_signal(signal.SIGTERM)
+                    told.add(k)
+            watch([_status(folder, k, plans[k], running) for k in order])
+    finally:
+        for process in running.values():
+            process.terminate()
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    if problems:
+        raise problems[0]
+    if stopping:
+        raise InterruptedRunError(f"stopped; every run has saved a checkpoint, `seedbed resume {folder}` goes on")
+
+
+def _start(run: Path, threads: int) -> "subprocess.Popen[bytes]":
+    environment = {**os.environ, PARENT: str(os.getpid()), "OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
+    with (run / "worker.err").open("wb") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-m", "seedbed.experiments.worker", str(run)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env=environment,
+            start_new_session=True,  # a Ctrl-C reaches the study, which tells its runs
+        )
+
+
+def _ended(run: Path, code: int, *, stopping: bool) -> SeedbedError | None:
+    """Return what a run's end means for the study: a failure that is recorded leaves it going, anything else stops it."""
+    said = (run / "worker.err").read_text(errors="replace").strip()
+    if code == 0 or finished(run) is not None:
+        (run / "worker.err").unlink(missing_ok=True)
+        return None
+    if stopping and code == InterruptedRunError.exit_code:
+        return None
+    name = f"{run.parent.name}/{run.name}"
+    if code < 0:
+        return RunFailedError(
+            f"the process of {name} was killed by signal {-code} (out of memory?); what it computed is kept: "
+            f"`seedbed resume {run.parent.parent}` goes on"
+        )
+    kinds = {e.exit_code: e for e in (ConfigError, DataError, RefusedError, InterruptedRunError)}
+    return kinds.get(code, RunFailedError)(f"{name}: {said or f'ended with code {code}'}")
+
+
+def _status(folder: Path, k: tuple[str, int], plan: RunPlan, running: Mapping[Any, Any]) -> RunStatus:
+    run = folder / k[0] / f"seed-{k[1]}"
+    final = finished(run)
+    state = final["status"] if final else "running" if k in running else "waiting"
+    line: dict[str, Any] = {}
+    if state == "running" and (run / "metrics.jsonl").is_file():
+        with (run / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 2000))
+            for raw in reversed(file.read().splitlines()):
+                with suppress(ValueError):
+                    line = json.loads(raw)
+                    break
+    return RunStatus(
+        arm=k[0],
+        seed=k[1],
+        state=state,
+        stage=line.get("stage", ""),
+        step=line.get("step", 0),
+        steps_done=line.get("run_step", 0),
+        loss_nats=line.get("loss_nats"),
+    )
+
+
+def _quiet(statuses: list[RunStatus]) -> None:
+    """Show nothing."""

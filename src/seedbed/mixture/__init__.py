@@ -1,0 +1,5 @@
+"""Which sequences, how much of each, in what order."""
+
+from seedbed.core.registry import Registry
+
+parts = Registry("mixture", {"epochs": "seedbed.mixture.epochs:Epochs"})

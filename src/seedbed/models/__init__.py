@@ -1,0 +1,5 @@
+"""Models: transformer.py, to be read from embedding to logits in one sitting; layers/ one file per replaceable layer."""
+
+from seedbed.core.registry import Registry
+
+parts = Registry("models", {"decoder": "seedbed.models.transformer:Decoder"})

@@ -1,0 +1,18 @@
+"""Named sizes of the decoder, by the parameters of its body (embedding and head left out).
+
+The NCA paper's body has 24 layers, 32 heads, width 2,048 and a SwiGLU MLP of 8,192: 1.61B parameters.
+"""
+
+from typing import Any
+
+SIZES: dict[str, dict[str, Any]] = {
+    "0.1M": {"num_layers": 3, "d_model": 64, "num_heads": 4, "d_ff": 128},
+    "0.3M": {"num_layers": 4, "d_model": 80, "num_heads": 5, "d_ff": 216},
+    "0.8M": {"num_layers": 4, "d_model": 128, "num_heads": 4, "d_ff": 344},
+    "3M": {"num_layers": 6, "d_model": 192, "num_heads": 6, "d_ff": 512},
+    "5M": {"num_layers": 6, "d_model": 256, "num_heads": 8, "d_ff": 688},
+    "20M": {"num_layers": 8, "d_model": 448, "num_heads": 7, "d_ff": 1216},
+    "85M": {"num_layers": 12, "d_model": 768, "num_heads": 12, "d_ff": 2048},
+    "300M": {"num_layers": 24, "d_model": 1024, "num_heads": 16, "d_ff": 2752},
+    "nca-paper": {"num_layers": 24, "d_model": 2048, "num_heads": 32, "d_ff": 8192},
+}

@@ -1,0 +1,383 @@
+"""A decoder-only transformer of the Llama family, from embedding to logits.
+
+RMSNorm before attention and MLP, rotary positions, SwiGLU, grouped-query heads. Weights map one to one onto Hugging Face's
+Llama (see llama_names.py). Every parameter has a role, and every site (embedding, block_norms, attention, mlp, linear) can
+be filled by another layer. The model owns its head: whoever needs a loss asks `Outputs.token_loss`.
+Papers: Touvron et al. (2023), "LLaMA"; Su et al. (2021), "RoFormer"; Ainslie et al. (2023), "GQA".
+Letters: B rows, T positions, D width, H heads, K head width, V vocabulary, N counted positions.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from seedbed.core.draws import stream
+from seedbed.core.errors import ConfigError, nearest
+from seedbed.core.records import Batch, Cost, Role, TokenLoss, TokenTargets
+from seedbed.models.layers import parts as layer_parts
+from seedbed.models.layers.site import SITES, Site
+from seedbed.models.sizes import SIZES
+
+HEAD_CHUNK = 2**24  # logits (positions x vocabulary) that exist at one time while a loss is computed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """Settings of a decoder. `size` names a preset; a size given beside it wins over the preset."""
+
+    size: str | None = None
+    num_layers: int | None = None
+    d_model: int | None = None
+    num_heads: int | None = None
+    num_kv_heads: int | None = None  # None: as many as heads
+    d_ff: int | None = None  # None: 8/3 of d_model, rounded up to a multiple of 8
+    mask: Literal["causal", "bidirectional"] = "causal"
+    document_mask: bool = False  # whether positions see only their own document
+    tied_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False
+    attention_dropout: float = 0.0  # 0 to 1; the published NCA stage has 0.1
+    rope_base: float = 10_000.0
+    norm_eps: float = 1e-5
+    init_std: float = 0.02
+    layers: dict[str, str | dict[str, Any]] = field(default_factory=dict)  # site -> layer part
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size not in SIZES:
+            raise ConfigError(f"no size {self.size!r}; {nearest(self.size, SIZES)}")
+        preset = SIZES.get(self.size or "", {})
+        for name in ("num_layers", "d_model", "num_heads", "d_ff"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, preset.get(name))
+        for name in ("num_layers", "d_model", "num_heads"):
+            value = getattr(self, name)
+            if value is None:
+                raise ConfigError(f"a decoder needs a size ({', '.join(SIZES)}) or {name}")
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        if self.d_ff is None:
+            object.__setattr__(self, "d_ff", -(-self.width * 8 // 3 // 8) * 8)
+        if self.num_kv_heads is None:
+            object.__setattr__(self, "num_kv_heads", self.num_heads)
+        heads, kv_heads = self.num_heads or 1, self.num_kv_heads or 1
+        if self.width % heads or self.width // heads % 2:
+            raise ConfigError(f"d_model {self.d_model} must be an even multiple of num_heads {heads} (rotary pairs)")
+        if heads % kv_heads:
+            raise ConfigError(f"num_heads {heads} must be a multiple of num_kv_heads {kv_heads}")
+        if not 0 <= self.attention_dropout < 1:
+            raise ConfigError(f"attention_dropout must lie in 0..1 (1 excluded), got {self.attention_dropout}")
+        for name in self.layers:
+            if name not in SITES:
+                raise ConfigError(f"no site {name!r}; {nearest(name, SITES)}")
+
+    @property
+    def width(self) -> int:
+        return self.d_model or 0
+
+    @property
+    def head_width(self) -> int:
+        return self.width // (self.num_heads or 1)
+
+    def build(self, *, vocab_size: int) -> "Transformer":
+        return Transformer(self, vocab_size=vocab_size)
+
+
+class Transformer(nn.Module):
+    """Embedding, blocks, final norm, head."""
+
+    def __init__(self, config: Decoder, *, vocab_size: int) -> None:
+        super().__init__()
+        self.config, self.vocab_size = config, vocab_size
+        build = _Builder(config, vocab_size=vocab_size)
+        self.embedding = build.embedding()
+        self.blocks = nn.ModuleList(Block(build, layer) for layer in range(build.num_layers))
+        self.norm = build.norm(Role("norm", None, "final"))
+        self.head = build.linear(Role("head"), config.width, vocab_size, bias=config.head_bias)
+        if config.tied_embeddings:
+            self.head.weight = self.embedding.weight
+        self.roles: dict[str, Role] = _roles(self)
+
+    def forward(self, batch: Batch) -> "Outputs":
+        """Return the hidden states of a batch, with the head to use on them."""
+        hidden_BTD = self.embed(batch)
+        positions_BT = None if batch.positions_BTA is None else batch.positions_BTA[..., 0]
+        rotation = rotary(
+            hidden_BTD.shape[1],
+            head_width=self.config.head_width,
+            base=self.config.rope_base,
+            device=hidden_BTD.device,
+            positions_BT=positions_BT,
+        )
+        mask = attention_mask(batch, self.config) if self.config.document_mask else None
+        for block in self.blocks:
+            hidden_BTD = block(hidden_BTD, rotation=rotation, mask=mask)
+        return Outputs(hidden_BTD=self.norm(hidden_BTD), head=self.head)
+
+    def embed(self, batch: Batch) -> Float[Tensor, "B T D"]:
+        embedded_BTD: Tensor = self.embedding(batch.tokens_BT)
+        return embedded_BTD
+
+    @torch.no_grad()
+    def initialize(
+        self, *, seed: int, stream: str = "init", body_stream: str | None = None, embedding_std: float | None = None
+    ) -> None:
+        """Draw all weights anew; each tensor's values are a function of (seed, stream, its role), row by row.
+
+        So a further layer or a longer vocabulary moves no other draw. `body_stream` names another stream for all but
+        embedding and head; `embedding_std` is the spread of the embedding, in place of the model's `init_std`.
+        """
+        for name, parameter in self.named_parameters():
+            role = self.roles[name]
+            outer = role.part in ("embedding", "head")
+            std = embedding_std if role.part == "embedding" and embedding_std is not None else self.config.init_std
+            _fill(parameter, role, seed=seed, name=stream if outer else body_stream or stream, std=std)
+
+    def cost(self, *, rows: int, seq_len: int, counted: int | None = None) -> Cost:
+        """Return the cost of one forward: two FLOPs a weight and position, and causal attention at half its square.
+
+        The head is charged for `counted` positions (all, if None). A training step costs three times this.
+        """
+        positions = rows * seq_len
+        head = sum(p.numel() for p in self.head.parameters())
+        body = sum(p.numel() for n, p in self.named_parameters() if self.roles[n].part not in ("embedding", "head"))
+        seen = seq_len if self.config.mask == "bidirectional" else (seq_len + 1) / 2
+        attention = 4 * self.config.width * len(self.blocks) * seen
+        flops = positions * (2.0 * body + attention) + 2.0 * head * (positions if counted is None else counted)
+        return Cost(positions=positions, flops_run=flops, flops_ideal=flops)
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each on normed states and added to the stream."""
+
+    def __init__(self, build: "_Builder", layer: int) -> None:
+        super().__init__()
+        self.attention = build.attention(layer)
+        self.mlp = build.mlp(layer)
+        self.attention_norm, self.mlp_norm = build.block_norms(layer, {"attention": self.attention, "mlp": self.mlp})
+
+    def forward(
+        self, hidden_BTD: Float[Tensor, "B T D"], *, rotation: tuple[Tensor, Tensor], mask: Tensor | None
+    ) -> Float[Tensor, "B T D"]:
+        hidden_BTD = hidden_BTD + self.attention(self.attention_norm(hidden_BTD), rotation=rotation, mask=mask)
+        return hidden_BTD + self.mlp(self.mlp_norm(hidden_BTD))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, build: "_Builder", layer: int) -> None:
+        super().__init__()
+        c = build.config
+        self.head_width, self.dropout, self.causal = c.head_width, c.attention_dropout, c.mask == "causal"
+        kv_width = c.head_width * (c.num_kv_heads or 1)
+        self.grouped = c.num_kv_heads != c.num_heads
+        self.query = build.linear(Role("attention", layer, "query"), c.width, c.width, bias=c.attention_bias)
+        self.key = build.linear(Role("attention", layer, "key"), c.width, kv_width, bias=c.attention_bias)
+        self.value = build.linear(Role("attention", layer, "value"), c.width, kv_width, bias=c.attention_bias)
+        self.out = build.linear(Role("attention", layer, "out"), c.width, c.width, bias=c.attention_bias)
+
+    def forward(
+        self, states_BTD: Float[Tensor, "B T D"], *, rotation: tuple[Tensor, Tensor], mask: Tensor | None
+    ) -> Float[Tensor, "B T D"]:
+        rows, positions, _ = states_BTD.shape
+        q_BHTK, k_BHTK, v_BHTK = (
+            linear(states_BTD).view(rows, positions, -1, self.head_width).transpose(1, 2)
+            for linear in (self.query, self.key, self.value)
+        )
+        mixed_BHTK = F.scaled_dot_product_attention(
+            rotated(q_BHTK, *rotation),
+            rotated(k_BHTK, *rotation),
+            v_BHTK,
+            attn_mask=mask,
+            is_causal=self.causal and mask is None,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=self.grouped,
+        )
+        return self.out(mixed_BHTK.transpose(1, 2).reshape(rows, positions, -1))
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)).
+
+    Paper: Shazeer (2020), "GLU variants improve transformer".
+    """
+
+    def __init__(self, build: "_Builder", layer: int) -> None:
+        super().__init__()
+        c = build.config
+        width = c.d_ff or 0
+        self.gate = build.linear(Role("mlp", layer, "gate"), c.width, width, bias=c.mlp_bias)
+        self.up = build.linear(Role("mlp", layer, "up"), c.width, width, bias=c.mlp_bias)
+        self.down = build.linear(Role("mlp", layer, "down"), width, c.width, bias=c.mlp_bias)
+
+    def forward(self, states_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        return self.down(F.silu(self.gate(states_BTD)) * self.up(states_BTD))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Hidden states after the final norm, and the head that reads them."""
+
+    hidden_BTD: Float[Tensor, "B T D"]
+    head: Any  # a linear module
+
+    def token_loss(self, targets: TokenTargets) -> TokenLoss:
+        """Return the weighted sum of negative log-likelihoods in nats, in fp32.
+
+        Positions of weight 0 never meet the head. Logits of at most HEAD_CHUNK entries exist at a time; with more than one
+        chunk they are computed again in the backward pass.
+        """
+        counted_BT = targets.weights_BT > 0
+        everything = bool(counted_BT.all())
+        hidden_ND = self.hidden_BTD.flatten(0, 1) if everything else self.hidden_BTD[counted_BT]
+        ids_N = targets.ids_BT[counted_BT].long()
+        weights_N = targets.weights_BT[counted_BT]
+        chunk = max(1, HEAD_CHUNK // self.head.out_features)
+        starts = range(0, len(ids_N), chunk)
+        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        nll_N = []
+        for start in starts:
+            part = slice(start, start + chunk)
+            inputs = (hidden_ND[part], ids_N[part], weights_N[part], targets.z_weight)
+            chunk_sum, chunk_nll = (
+                checkpoint(self._chunk, *inputs, use_reentrant=False) if len(starts) > 1 else self._chunk(*inputs)
+            )
+            total = total + chunk_sum
+            nll_N.append(chunk_nll.detach())
+        nll_BT = torch.zeros_like(targets.weights_BT, dtype=torch.float32)
+        nll_BT[counted_BT] = torch.cat(nll_N) if nll_N else nll_BT.new_empty(0)
+        return TokenLoss(sum_nats=total, nll_BT=nll_BT)
+
+    def _chunk(self, hidden_ND: Tensor, ids_N: Tensor, weights_N: Tensor, z_weight: float) -> tuple[Tensor, Tensor]:
+        logits_NV = self.head(hidden_ND).float()
+        nll_N = F.cross_entropy(logits_NV, ids_N, reduction="none")
+        each_N = nll_N if z_weight == 0 else nll_N + z_weight * logits_NV.logsumexp(-1) ** 2
+        return (each_N * weights_N).sum(), nll_N
+
+    def logits(self, rows: slice | Tensor = slice(None), positions: slice | Tensor = slice(None)) -> Float[Tensor, "B T V"]:
+        """Return logits of the asked rows and positions, detached, in fp32."""
+        return self.head(self.hidden_BTD[rows][:, positions]).float().detach()
+
+
+def rotary(
+    seq_len: int, *, head_width: int, base: float, device: torch.device, positions_BT: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return cosine and sine of every position and channel, shaped to multiply (B, H, T, K)."""
+    channels = torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width
+    if positions_BT is None:
+        positions_BT = torch.arange(seq_len, device=device)[None]
+    angles = positions_BT[..., None].float() / base**channels
+    angles = torch.cat([angles, angles], dim=-1)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def rotated(states_BHTK: Float[Tensor, "B H T K"], cos: Tensor, sin: Tensor) -> Float[Tensor, "B H T K"]:
+    """Rotate channel k together with channel k + K/2 (the halves convention of Llama)."""
+    first, second = states_BHTK.chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return (states_BHTK * cos + turned * sin).to(states_BHTK.dtype)
+
+
+def attention_mask(batch: Batch, config: Decoder) -> Bool[Tensor, "B 1 T T"]:
+    """Return which position sees which: its own document only, and if causal nothing later."""
+    documents_BT: Int[Tensor, "B T"] | None = batch.documents_BT
+    if documents_BT is None:
+        raise ConfigError("document_mask needs a stream that knows its documents; switch it off for this one")
+    seen_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+    if config.mask == "causal":
+        length = documents_BT.shape[1]
+        seen_BTT = seen_BTT & torch.ones(length, length, dtype=torch.bool, device=seen_BTT.device).tril()
+    return seen_BTT[:, None]
+
+
+class _Builder:
+    """Fills the sites of a model, each with the layer that the settings ask for, and leaves a role on every leaf."""
+
+    def __init__(self, config: Decoder, *, vocab_size: int) -> None:
+        self.config, self.vocab_size, self.num_layers = config, vocab_size, config.num_layers or 0
+        self._layers = {
+            site: layer_parts.build(config.layers.get(site, "default"), path=f"model.layers.{site}") for site in SITES
+        }
+
+    def embedding(self) -> nn.Module:
+        return self._fill("embedding", Role("embedding"), lambda: nn.Embedding(self.vocab_size, self.config.width))
+
+    def attention(self, layer: int) -> nn.Module:
+        return self._fill("attention", Role("attention", layer), lambda: Attention(self, layer))
+
+    def mlp(self, layer: int) -> nn.Module:
+        return self._fill("mlp", Role("mlp", layer), lambda: GatedMLP(self, layer))
+
+    def linear(self, role: Role, in_features: int, out_features: int, *, bias: bool) -> nn.Module:
+        sizes = {"in_features": in_features, "out_features": out_features, "bias": bias}
+
+        def default() -> nn.Module:
+            return nn.Linear(in_features, out_features, bias=bias)
+
+        return default_with_role(role, default) if role.part == "head" else self._fill("linear", role, default, sizes=sizes)
+
+    def norm(self, role: Role) -> nn.Module:
+        return default_with_role(role, lambda: nn.RMSNorm(self.config.width, eps=self.config.norm_eps))
+
+    def block_norms(self, layer: int, siblings: Mapping[str, nn.Module]) -> nn.ModuleList:
+        def default() -> nn.Module:
+            return nn.ModuleList([self.norm(Role("norm", layer, "attention")), self.norm(Role("norm", layer, "mlp"))])
+
+        pair = self._fill("block_norms", Role("norm", layer), default, siblings=siblings)
+        if not (isinstance(pair, nn.ModuleList) and len(pair) == 2):
+            raise ConfigError("a block_norms layer must build a ModuleList of two: before attention, before the MLP")
+        return pair
+
+    def _fill(
+        self,
+        name: str,
+        role: Role,
+        default: Callable[[], nn.Module],
+        *,
+        sizes: Mapping[str, Any] | None = None,
+        siblings: Mapping[str, nn.Module] | None = None,
+    ) -> nn.Module:
+        c = self.config
+        sizes = sizes or {"d_model": c.width, "num_heads": c.num_heads, "d_ff": c.d_ff, "vocab_size": self.vocab_size}
+        site = Site(name=name, role=role, num_layers=self.num_layers, sizes=sizes, default=default, siblings=siblings or {})
+        return default_with_role(role, lambda: self._layers[name].build(site))
+
+
+def default_with_role(role: Role, build: Callable[[], nn.Module]) -> nn.Module:
+    module = build()
+    module.role = role  # type: ignore[assignment]  # read by _roles; inner modules may carry finer roles
+    return module
+
+
+def _roles(model: nn.Module) -> dict[str, Role]:
+    """Return every parameter's role: that of the nearest module that has one; tensors beside `weight` by their name."""
+    roles = {}
+    for name, _ in model.named_parameters():
+        owner: Any = model
+        role, rest = Role("other"), name
+        parts = name.split(".")
+        for i, part in enumerate(parts[:-1]):
+            owner = getattr(owner, part)
+            if isinstance(getattr(owner, "role", None), Role):
+                role, rest = owner.role, ".".join(parts[i + 1 :])
+        suffix = "" if rest == "weight" else rest.removesuffix(".weight")
+        roles[name] = Role(role.part, role.layer, ".".join(t for t in (role.tensor, suffix) if t))
+    return roles
+
+
+def _fill(parameter: Tensor, role: Role, *, seed: int, name: str, std: float) -> None:
+    """Matrices are normal, gains (one-dimensional weights) one, biases zero."""
+    if role.tensor.endswith("bias"):
+        parameter.zero_()
+    elif parameter.ndim < 2:
+        parameter.fill_(1.0)
+    else:
+        draws = stream(seed, name, str(role)).standard_normal(tuple(parameter.shape), dtype="float32")
+        parameter.copy_(torch.from_numpy(draws) * std)

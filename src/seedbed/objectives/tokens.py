@@ -1,0 +1,29 @@
+"""Cross-entropy of the asked tokens; what is asked was decided by the view.
+
+Paper: Chowdhery et al. (2022), "PaLM", for the optional z term.
+"""
+
+from dataclasses import dataclass
+
+from seedbed.core.errors import ConfigError
+from seedbed.core.protocols import Outputs
+from seedbed.core.records import Batch, Loss, TokenTargets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Settings."""
+
+    z_weight: float = 0.0  # weight of log(Z)^2; 0 is exactly the plain loss
+
+    def __post_init__(self) -> None:
+        if self.z_weight < 0:
+            raise ConfigError(f"z_weight must be 0 or more, got {self.z_weight}")
+
+    def count(self, batch: Batch) -> float:
+        return float(batch.weights_BT.sum())
+
+    def __call__(self, outputs: Outputs, *, batch: Batch) -> Loss:
+        targets = TokenTargets(ids_BT=batch.targets_BT, weights_BT=batch.weights_BT, z_weight=self.z_weight)
+        loss = outputs.token_loss(targets)
+        return Loss(sum_nats=loss.sum_nats, parts={"nll": (loss.nll_BT * batch.weights_BT).sum()})

@@ -1,0 +1,5 @@
+"""Optimizers by name."""
+
+from seedbed.core.registry import Registry
+
+parts = Registry("optimizers", {"adamw": "seedbed.optimizers.adamw:AdamW"})

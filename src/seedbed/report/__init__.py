@@ -1,0 +1,1 @@
+"""Reads run and study folders, writes figures and one self-contained HTML page. Loads without torch, trains nothing."""

@@ -1,0 +1,165 @@
+"""Figures as SVG that follow the page's colors: text and axes are `currentColor`, so one file serves light and dark.
+
+Each figure comes with its data, so that nobody has to read numbers off a picture.
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
+
+COLORS = ["#5b84b1", "#e0812f", "#2f9e74", "#b0609c", "#a58a1f", "#777777"]
+_INK = "#010203"  # stands for currentColor while matplotlib draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One figure: file name without suffix, caption, SVG text, data."""
+
+    name: str
+    caption: str
+    svg: str
+    data: Any
+
+
+def curves(series: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *, xlabel: str, ylabel: str) -> Figure:
+    """Draw mean curves with the range over seeds. `series`: arm -> seed -> (x, y) points; arms keep their order."""
+    data: dict[str, Any] = {}
+
+    def draw(axes: Axes) -> None:
+        for color, (arm, seeds) in zip(_colors(), series.items(), strict=False):
+            xs, ys = _aligned(seeds)
+            if not len(xs):
+                continue
+            data[arm] = {"x": xs.tolist(), "mean": ys.mean(0).tolist(), "low": ys.min(0).tolist(), "high": ys.max(0).tolist()}
+            axes.plot(xs, ys.mean(0), color=color, label=f"{arm} ({len(ys)} seeds)", marker="o", markersize=3)
+            axes.fill_between(xs, ys.min(0), ys.max(0), color=color, alpha=0.25, linewidth=0)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        _zoom(axes, [d["mean"] for d in data.values()])
+        axes.legend(frameon=False)
+
+    svg = _svg("curves", draw)
+    return Figure(
+        name="curves", caption="Validation loss: mean over seeds, band from lowest to highest seed.", svg=svg, data=data
+    )
+
+
+def differences(contrasts: Sequence[Mapping[str, Any]], *, margin: float, unit: str) -> Figure:
+    """Draw every seed's paired difference, the mean with its interval, and the margin that counts as no difference."""
+
+    def draw(axes: Axes) -> None:
+        axes.axvspan(-margin, margin, color=COLORS[5], alpha=0.18, linewidth=0, label=f"counts as none (±{margin:g})")
+        axes.axvline(0, color=_INK, linewidth=0.8)
+        for i, (color, c) in enumerate(zip(_colors(), contrasts, strict=False)):
+            y = -i
+            points = list(c["per_seed"].values())
+            axes.plot(points, [y + 0.16] * len(points), "o", color=color, markersize=5, alpha=0.75)
+            if c["interval"]:
+                axes.plot(c["interval"], [y - 0.1, y - 0.1], color=color, linewidth=2.5)
+            if c["mean"] is not None:
+                axes.plot([c["mean"]], [y - 0.1], "D", color=color, markersize=6)
+        axes.set_yticks([-i for i in range(len(contrasts))], [f"{c['arm']} − {c['reference']}" for c in contrasts])
+        axes.set_ylim(-len(contrasts) + 0.4, 0.6)
+        axes.set(xlabel=f"difference in {unit} (left of 0: the first is better)")
+        axes.legend(frameon=False, loc="best")
+
+    data = [{k: c[k] for k in ("arm", "reference", "per_seed", "mean", "interval")} for c in contrasts]
+    svg = _svg("differences", draw, height=1.3 + 0.8 * len(contrasts))
+    caption = "Paired differences on the test text: dots are seeds, the diamond is the mean, the bar its interval."
+    return Figure(name="differences", caption=caption, svg=svg, data=data)
+
+
+def floors(stage0: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draw the loss by frame on unseen rules, and each floor as a level. `stage0`: label -> rule_inference record."""
+    records = list(stage0.values())
+
+    def draw(axes: Axes) -> None:
+        for color, (label, r) in zip(_colors(), stage0.items(), strict=False):
+            y = r["by_frame_nats"]
+            axes.plot(range(1, len(y) + 1), y, color=color, marker="o", markersize=3.5, label=f"model, {label}")
+        styles = [":", "-.", "--", "-"]
+        for style, name in zip(styles, records[0]["floors_nats"], strict=False):
+            level = float(np.mean([r["floors_nats"][name] for r in records]))
+            axes.axhline(level, color=COLORS[5], linestyle=style, linewidth=1.3, label=f"floor: {name}")
+        axes.set(xlabel="frame of the roll-out", ylabel="nats per patch token")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False, fontsize=8, ncols=2)
+
+    caption = "Stage 0 on rules it never saw: loss frame by frame, beside what simple statistics reach over all frames after the first."
+    return Figure(name="stage0", caption=caption, svg=_svg("stage0", draw), data=dict(stage0))
+
+
+def complexity(survey: Mapping[str, Any]) -> Figure:
+    """Draw the histogram of gzip ratios of random rules, the accepted band and the ceiling of the alphabet."""
+    ratios = np.array(survey["ratios"])
+
+    def draw(axes: Axes) -> None:
+        edge = max(survey["ceiling"], ratios.max()) * 1.05
+        axes.hist(ratios, bins=np.linspace(0, edge, 41).tolist(), color=COLORS[0])
+        low, high = survey["band"]
+        axes.axvspan(max(0, low), min(high, edge), color=COLORS[1], alpha=0.2, linewidth=0, label="accepted band")
+        axes.axvline(survey["ceiling"], color=_INK, linestyle="--", linewidth=1, label="random tokens")
+        axes.set(xlabel="gzip ratio of ten frames", ylabel=f"rules (of {len(ratios)})", xlim=(0, edge))
+        axes.legend(frameon=False)
+
+    caption = f"How complex random rules are: {survey['acceptance']:.0%} of them lie in the accepted band."
+    return Figure(name="complexity", caption=caption, svg=_svg("complexity", draw), data=dict(survey))
+
+
+def _svg(name: str, draw: Callable[[Axes], None], *, height: float = 3.4) -> str:
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.family": "sans-serif",
+        "font.size": 10,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.15,
+        "grid.color": _INK,
+    }
+    with matplotlib.rc_context(settings):
+        canvas = Canvas(figsize=(7, height), layout="constrained")
+        draw(canvas.subplots())
+        out = io.StringIO()
+        canvas.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = re.sub(r'font: ([^;"]*?)sans-serif', r"font: \1system-ui, sans-serif", svg)
+    svg = re.sub(
+        r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg ([^>]*?)height="[^"]*" ([^>]*?)width="[^"]*"', _unsized, svg, count=1
+    )
+    return svg
+
+
+def _unsized(match: re.Match[str]) -> str:
+    """The page gives the width; the view box keeps the shape."""
+    return "<svg " + " ".join(g for g in match.groups() if g)
+
+
+def _colors() -> list[str]:
+    return COLORS * 4
+
+
+def _aligned(seeds: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[np.ndarray, np.ndarray]:
+    """The points that all seeds have, as x and one line of y a seed."""
+    common = sorted(set.intersection(*({x for x, _ in points} for points in seeds.values()))) if seeds else []
+    return np.array(common), np.array([[dict(points)[x] for x in common] for points in seeds.values()])
+
+
+def _zoom(axes: Axes, lines: Sequence[Sequence[float]]) -> None:
+    """Leave the first, steep part of the curves out of the picture's height: the end is what is compared."""
+    ends = [y for line in lines for y in line[max(1, len(line) // 5) :]]
+    if len(ends) > 2:
+        low, high = min(ends), max(ends)
+        axes.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.25 * (high - low) + 1e-3)

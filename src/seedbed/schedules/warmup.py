@@ -1,0 +1,33 @@
+"""A linear rise to the peak, then the peak: no decay, so a stage hands over at its full rate.
+
+The published NCA stage takes its checkpoint exactly when the rise ends (`share: 1.0`).
+"""
+
+from dataclasses import dataclass
+
+from seedbed.core.errors import ConfigError
+from seedbed.core.records import Progress
+
+
+def rise(progress: Progress, *, share: float) -> float:
+    """Return the multiplier of a linear rise over the first `share` of the steps; 1 reached at its last step."""
+    steps = round(share * progress.steps)
+    return min(1.0, (progress.step + 1) / steps) if steps > 0 else 1.0
+
+
+def check_share(name: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ConfigError(f"{name} is a share of the stage's steps and must lie in 0..1, got {share}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warmup:
+    """Settings."""
+
+    share: float = 0.05  # of the stage's steps, 0 to 1
+
+    def __post_init__(self) -> None:
+        check_share("share", self.share)
+
+    def __call__(self, progress: Progress) -> float:
+        return rise(progress, share=self.share)

@@ -1,0 +1,31 @@
+"""Warm-up, stable, decay: a rise, a long plateau at the peak, a linear fall to a floor at the last step.
+
+Until the fall begins, the run is the same for every total length; that makes losses on the way comparable between arms.
+"""
+
+from dataclasses import dataclass
+
+from seedbed.core.errors import ConfigError
+from seedbed.core.records import Progress
+from seedbed.schedules.warmup import check_share, rise
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupStableDecay:
+    """Settings; all are shares of the stage's steps or multipliers, 0 to 1."""
+
+    warmup: float = 0.05
+    decay: float = 0.2
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("warmup", "decay", "floor"):
+            check_share(name, getattr(self, name))
+        if self.warmup + self.decay > 1:
+            raise ConfigError(f"warmup and decay overlap: {self.warmup} + {self.decay} is more than the whole stage")
+
+    def __call__(self, progress: Progress) -> float:
+        down = round(self.decay * progress.steps)
+        left = progress.steps - (progress.step + 1)
+        falling = self.floor + (1 - self.floor) * left / down if down and left < down else 1.0
+        return min(rise(progress, share=self.warmup), falling)

@@ -1,0 +1,5 @@
+"""Text to losses."""
+
+from seedbed.core.registry import Registry
+
+parts = Registry("scorers", {"own_run": "seedbed.scorers.own_run:OwnRun"})

@@ -1,0 +1,88 @@
+"""Rows of tokens rolled out from neural cellular automata, each row from a rule of its own.
+
+A row holds as many frames as its length asks for, cut at the end. The tokens of the first frame are shown but not counted:
+nothing before them tells the rule. Delimiters after the first frame do count, as in the published code.
+Paper: "Training Language Models via Neural Cellular Automata" (2026), arXiv 2603.10055.
+Letters: T tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from seedbed.core.errors import ConfigError
+from seedbed.core.records import Cost, Exhibit, Row
+from seedbed.nca import Automaton
+from seedbed.nca.drawing import png, strips
+
+
+@dataclass(frozen=True, kw_only=True)
+class NcaRows(Automaton):
+    """Settings of the automaton and the length of a row; `rule_pool` given, rules repeat as in the published code."""
+
+    seq_len: int = 1024  # shown tokens; a row has one more, the last target
+    count_first_frame: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seq_len < 2 * self.frame_tokens:
+            raise ConfigError(
+                f"a row of {self.seq_len} tokens does not hold two frames of {self.frame_tokens}; "
+                "take a longer seq_len, a smaller grid or a larger patch"
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        return self.patches.vocab_size
+
+    @property
+    def frame_tokens(self) -> int:
+        return self.patches.frame_tokens
+
+    @property
+    def frames(self) -> int:
+        """Frames that a row needs, the last one perhaps cut."""
+        return -(-(self.seq_len + 1) // self.frame_tokens)
+
+    def size(self, split: str) -> None:
+        """Rows never end and never repeat (unless `rule_pool` is given; start states are fresh even then)."""
+
+    def rows(self, indices: Sequence[int], *, seed: int, split: str) -> list[Row]:
+        """Return the asked rows; each depends on (seed, split, its index) alone. Rejected rules are in its cost."""
+        weights_T = np.ones(self.seq_len + 1, dtype=np.float32)
+        if not self.count_first_frame:
+            weights_T[: self.frame_tokens] = 0
+        rows = []
+        for index in indices:
+            made = self.rollout(index, frames=self.frames, seed=seed, split=split)
+            tokens_T = self.patches.framed(self.patches.encode(made.frames_FGG))[: self.seq_len + 1]
+            flops = float(made.updates * self.update_flops)
+            rows.append(
+                Row(
+                    tokens_T=tokens_T,
+                    weights_T=weights_T,
+                    labels={"gzip_ratio": made.ratio, "tries": made.tries},
+                    cost=Cost(flops_run=flops, flops_ideal=flops),
+                )
+            )
+        return rows
+
+    def exhibit(self, *, seed: int, rules: int = 400) -> Exhibit:
+        """Return what a reader should see of this source: accepted roll-outs as a picture, and the ratios it chose from."""
+        made = [self.rollout(i, frames=8, seed=seed) for i in range(5)]
+        survey = self.survey(rules, seed=seed)
+        ratios = ", ".join(f"{r.ratio:.3f}" for r in made)
+        return Exhibit(
+            picture=png(strips([r.frames_FGG for r in made], states=self.states, scale=6, gap=6)),
+            facts={
+                "caption": (
+                    f"The first five rules of the training rows, frames from left to right: {self.states} states, "
+                    f"{self.grid}x{self.grid} cells, {self.patch}x{self.patch} patches, gzip ratios {ratios}."
+                ),
+                "ratios": [round(float(r), 6) for r in survey.ratios],
+                "band": list(survey.band),
+                "ceiling": survey.ceiling,
+                "acceptance": survey.acceptance,
+            },
+        )

@@ -1,0 +1,5 @@
+"""Text to ids and back, without loss."""
+
+from seedbed.core.registry import Registry
+
+parts = Registry("tokenizers", {"bytes": "seedbed.tokenizers.bytes:Bytes"})

@@ -1,0 +1,25 @@
+"""Shows all tokens but the last and asks, at each, for the one that follows.
+
+Letters: T tokens of the row before; one fewer after.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from seedbed.core.records import Key, Progress, Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextToken:
+    """A target counts as much as its own token did in the row."""
+
+    keeps_order: ClassVar[bool] = True
+
+    def __call__(self, row: Row, *, key: Key, progress: Progress | None = None) -> Row:
+        return replace(
+            row,
+            tokens_T=row.tokens_T[:-1],
+            targets_T=row.tokens_T[1:],
+            weights_T=row.weights_T[1:],
+            documents_T=None if row.documents_T is None else row.documents_T[:-1],
+        )
