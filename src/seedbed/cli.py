@@ -81,7 +81,7 @@ def entry() -> None:
         _complain(str(e))
         code = e.exit_code
     except typer.TyperException as e:  # usage errors of the parser
-        e.show()
+        _complain(f"{getattr(e, 'message', e)}; `seedbed COMMAND --help` shows what is allowed")
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted")
@@ -91,6 +91,9 @@ def entry() -> None:
         code = 0
     except OSError as e:
         _complain(f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}; mend that and try again")
+        code = 1
+    except Exception as e:  # a fault of ours: still one paragraph, the traceback on request
+        _complain(f"internal error, {type(e).__name__}: {e}; please report it with the output of `seedbed --debug ...`")
         code = 1
     sys.exit(code or 0)
 

@@ -93,11 +93,13 @@ Count = Annotated[int, BeforeValidator(parse_count)]
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with the values of `over`; mappings merge key by key, everything else is replaced."""
+    """Return `base` with the values of `over`; mappings merge key by key, null removes a key, all else is replaced."""
     out = dict(copy.deepcopy(base))
     for name, value in over.items():
         if isinstance(value, Mapping) and isinstance(out.get(name), Mapping):
             out[name] = merged(out[name], value)
+        elif value is None:
+            out.pop(name, None)
         else:
             out[name] = copy.deepcopy(value)
     return out

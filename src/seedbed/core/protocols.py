@@ -43,6 +43,7 @@ class Source(Protocol):
     def fingerprint(self) -> str: ...
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to ids and back, without loss."""
 
@@ -55,18 +56,21 @@ class Tokenizer(Protocol):
     def fingerprint(self) -> str: ...
 
 
+@runtime_checkable
 class Packer(Protocol):
     """Documents, in order, to a source of rows."""
 
     def pack(self, corpus: Corpus, *, tokenizer: Tokenizer) -> Source: ...
 
 
+@runtime_checkable
 class Mixture(Protocol):
     """Which row stands at which position of a stream. Pure: the same answer for the same arguments, for ever."""
 
     def draws(self, start: int, *, count: int, sizes: Mapping[str, int | None], seed: int) -> list[Draw]: ...
 
 
+@runtime_checkable
 class View(Protocol):
     """Turns a row into what is shown, what is asked and what it counts."""
 
@@ -75,6 +79,7 @@ class View(Protocol):
     def __call__(self, row: Row, *, key: Key, progress: Progress | None = None) -> Row: ...
 
 
+@runtime_checkable
 class Outputs(Protocol):
     """What a forward returns, with the head to use on it. Full logits exist only when asked for."""
 
@@ -84,6 +89,7 @@ class Outputs(Protocol):
     def logits(self, rows: Any = ..., positions: Any = ...) -> Array: ...
 
 
+@runtime_checkable
 class Model(Protocol):
     """A torch module whose every parameter has a role."""
 
@@ -96,12 +102,14 @@ class Model(Protocol):
     def initialize(self, *, seed: int, stream: str = "init", embedding_std: float | None = None) -> None: ...
 
 
+@runtime_checkable
 class ModelKind(Protocol):
     """Settings of a model; `vocab_size` comes from the stream it is built for."""
 
     def build(self, *, vocab_size: int) -> Model: ...
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A loss that says before the forward how many items it counts, then returns a sum over them."""
 
@@ -109,12 +117,14 @@ class Objective(Protocol):
     def __call__(self, outputs: Outputs, *, batch: Batch) -> Loss: ...
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """Progress to a multiplier of the peak learning rate, 0 to 1."""
 
     def __call__(self, progress: Progress) -> float: ...
 
 
+@runtime_checkable
 class OptimizerKind(Protocol):
     """Settings of an optimizer; `groups` are (role, parameter) pairs of everything that is trained."""
 
@@ -123,24 +133,28 @@ class OptimizerKind(Protocol):
     def build(self, groups: Sequence[tuple[Role, Array]]) -> Any: ...
 
 
+@runtime_checkable
 class Transfer(Protocol):
     """Old weights into a new model, key by key; see `seedbed.transfer.rules`."""
 
     def __call__(self, new: Mapping[str, Array], *, roles: Mapping[str, Role], old: Mapping[Role, Array], seed: int) -> Any: ...
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """Texts to losses in nats, one array of per-token losses a text."""
 
     def score(self, texts: Sequence[str]) -> list[Array]: ...
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Prompts to continuations."""
 
     def write(self, prompts: Sequence[str], *, new_tokens: int, seed: int) -> list[str]: ...
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """A lent part to scored items."""
 

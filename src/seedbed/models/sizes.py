@@ -7,7 +7,7 @@ from typing import Any
 
 SIZES: dict[str, dict[str, Any]] = {
     "0.1M": {"num_layers": 3, "d_model": 64, "num_heads": 4, "d_ff": 128},
-    "0.3M": {"num_layers": 4, "d_model": 80, "num_heads": 5, "d_ff": 216},
+    "0.3M": {"num_layers": 3, "d_model": 96, "num_heads": 6, "d_ff": 256},
     "0.8M": {"num_layers": 4, "d_model": 128, "num_heads": 4, "d_ff": 344},
     "3M": {"num_layers": 6, "d_model": 192, "num_heads": 6, "d_ff": 512},
     "5M": {"num_layers": 6, "d_model": 256, "num_heads": 8, "d_ff": 688},

@@ -20,9 +20,9 @@ _KNOWN = (
 )  # an input, and its compressed length by zlib 1.2.13
 
 
-def gzip_ratio(patches_FP: Int32[np.ndarray, "F P"]) -> float:
+def gzip_ratio(tokens: Int32[np.ndarray, "..."]) -> float:
     """Return compressed over raw size, the whole gzip container counted (18 bytes of header and trailer)."""
-    raw = np.ascontiguousarray(patches_FP, dtype="<i4").tobytes()
+    raw = np.ascontiguousarray(tokens, dtype="<i4").tobytes()
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     return (len(packer.compress(raw)) + len(packer.flush())) / len(raw)
 

@@ -94,7 +94,7 @@ def floors(stage0: Mapping[str, Mapping[str, Any]]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, fontsize=8, ncols=2)
 
-    caption = "Stage 0 on rules it never saw: loss frame by frame, beside what simple statistics reach over all frames after the first."
+    caption = "Stage 0 on rules it never saw: loss by frame, beside what simple statistics reach over frames 1 and later."
     return Figure(name="stage0", caption=caption, svg=_svg("stage0", draw), data=dict(stage0))
 
 

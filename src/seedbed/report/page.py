@@ -80,7 +80,7 @@ def write_run_page(folder: Path) -> Path:
         )
     test = final.get("test")
     verdict = (
-        f"{test['bits_per_byte']:.4f} bits per byte on {test['bytes']:,} bytes of test text: one run, no control, no spread. A demo"
+        f"{test['bits_per_byte']:.4f} bits per byte on {test['bytes']:,} bytes of test text: one run without control, a demo"
         if test
         else "trained; no test text was read"
     )

@@ -1,0 +1,117 @@
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from seedbed.core.records import Document
+from seedbed.evaluate.bits_per_byte import BitsPerByte, summary
+from seedbed.evaluate.rule_inference import floors, rule_inference
+from seedbed.models.transformer import Decoder
+from seedbed.scorers.own_run import OwnRun, _spans
+from seedbed.tokenizers.bytes import Bytes
+
+
+class Uniform:
+    """A model that spreads its probability evenly over all 256 bytes."""
+
+    def score(self, texts):
+        return [np.full(len(t.encode()), math.log(256)) for t in texts]
+
+
+def test_a_uniform_model_over_bytes_has_eight_bits_per_byte():
+    items = BitsPerByte()(Uniform(), [Document(id="a", text="héllo"), Document(id="b", text="x" * 50)])
+    found = summary(items)
+    assert found["bits_per_byte"] == pytest.approx(8, abs=1e-12)
+    assert found["tokens"] == found["bytes"] == 56
+    assert found["perplexity"] == pytest.approx(256)
+
+
+def test_documents_weigh_by_their_bytes_not_alike():
+    @dataclass
+    class Two:
+        def score(self, texts):
+            return [np.zeros(10), np.full(30, math.log(2))]
+
+    found = summary(BitsPerByte()(Two(), [Document(id="a", text="a" * 10), Document(id="b", text="b" * 30)]))
+    assert found["bits_per_byte"] == pytest.approx(0.75)
+
+
+def _scorer(**settings):
+    model = Decoder(num_layers=1, d_model=16, num_heads=2).build(vocab_size=257)
+    model.initialize(seed=0, embedding_std=0.5)
+    return OwnRun(model=model, tokenizer=Bytes(), seq_len=8, batch_size=3, **settings)
+
+
+@pytest.mark.parametrize("stride", [None, 1, 3, 8])
+def test_every_byte_is_scored_once_with_the_loss_it_has_in_its_window(stride):
+    scorer = _scorer(stride=stride)
+    texts = ["a", "hello world, this is a text", "", "äöü" * 5]
+    losses = scorer.score(texts)
+    assert [len(x) for x in losses] == [len(t.encode()) for t in texts]
+    ids = [256, *texts[1].encode()]
+    with torch.no_grad():
+        from seedbed.core.records import Batch
+
+        def by_hand(i):
+            span = next((s, e) for s, e in _spans(len(ids) - 1, 8, stride or 8) if s <= i < e)
+            begin = max(0, span[1] - 8)
+            logits = scorer.model(Batch(tokens_BT=torch.tensor([ids[begin : span[1]]]))).logits()[0]
+            return float(-logits.log_softmax(-1)[i - begin, ids[i + 1]])
+
+        np.testing.assert_allclose(losses[1], [by_hand(i) for i in range(len(ids) - 1)], atol=1e-5)
+
+
+def test_more_context_is_what_a_stride_buys():
+    spans = _spans(20, 8, 2)
+    assert spans[0] == (0, 8) and all(e - s == 2 for s, e in spans[1:]) and spans[-1][1] == 20
+
+
+def test_the_global_unigram_floor_by_hand():
+    """One row of two frames (start, two patches, end); the second frame holds tokens 0 and 1."""
+    row = np.array([[2, 0, 0, 3, 2, 0, 1, 3]])
+    found = floors(row, unigram=np.array([0.75, 0.25, 1.0, 1.0]), frame_tokens=4)
+    assert found["global unigram"] == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2)
+
+
+def test_a_frozen_automaton_is_known_to_the_previous_frame_floor():
+    rng = np.random.default_rng(0)
+    frame = rng.integers(0, 16, (20, 4))
+    rows = np.concatenate([np.full((20, 1), 16), frame, np.full((20, 1), 17)] * 5, axis=1)
+    found = floors(rows, unigram=np.full(18, 1 / 16), frame_tokens=6)
+    assert found["previous frame"] < 0.1 < found["in-context unigram"] < found["global unigram"]
+
+
+def test_a_rule_on_single_places_is_known_to_the_place_statistics():
+    """Every token t becomes (5 t + 3) mod 16: nothing repeats in place, but what follows a token is always the same."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(20):
+        patch = rng.integers(0, 16, 4)
+        tokens = []
+        for _ in range(20):
+            tokens += [16, *patch, 17]
+            patch = (5 * patch + 3) % 16
+        rows.append(tokens)
+    found = floors(np.array(rows), unigram=np.full(18, 1 / 16), frame_tokens=6)
+    assert found["in-context place statistics"] < 0.6 * found["previous frame"]
+
+
+def test_delimiters_and_the_first_frame_are_not_scored():
+    rows = np.tile([16, 1, 2, 17], (3, 3))
+    nll = np.zeros((3, 11))
+    nll[:, :3] = 99.0  # rest of frame 0
+    nll[:, [3, 6, 7, 10]] = 99.0  # delimiters
+    nll[:, [4, 5]] = 1.0
+    nll[:, [8, 9]] = 0.5
+    found = rule_inference(nll, rows, training_RT=rows, frame_tokens=4)
+    assert found.loss_nats == 0.75 and found.by_frame_nats == [1.0, 0.5] and found.tokens == 12
+
+
+def test_learned_means_a_tenth_of_a_nat_below_the_best_floor():
+    from seedbed.evaluate.rule_inference import RuleInference
+
+    floors_nats = {"a": 2.0, "b": 1.0}
+    made = {x: RuleInference(loss_nats=x, floors_nats=floors_nats, by_frame_nats=[], rows=1, tokens=1) for x in (0.9, 0.91, 2.0)}
+    assert [made[x].learned for x in (0.9, 0.91, 2.0)] == [True, False, False]
