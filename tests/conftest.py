@@ -32,6 +32,7 @@ stages:
   - name: text
     stream: text
     budget: {steps: 8}
+    optimizer: adamw
     schedule: {kind: wsd}
     weights: {from: soil}
     embedding_std: 0.02

@@ -1,6 +1,6 @@
 import pytest
 
-from seedbed.core.config import has_path, merged, parse_count, parse_value, parse_yaml, read_yaml, set_path
+from seedbed.core.config import merged, parse_count, parse_value, parse_yaml, read_yaml, set_path
 from seedbed.core.errors import ConfigError, DataError
 
 
@@ -50,7 +50,12 @@ def test_paths_address_list_elements_by_name():
     assert tree["stages"][1]["budget"]["steps"] == 5
     with pytest.raises(ConfigError, match="no element 'txt'; did you mean 'text'"):
         set_path(tree, "stages.txt.budget", 5)
-    assert has_path(tree, "stages.soil.x") and not has_path(tree, "stages.gone.x")
+
+
+def test_a_part_by_its_bare_name_can_be_given_settings():
+    tree = {"optimizer": "adamw"}
+    set_path(tree, "optimizer.learning_rate", 0.1)
+    assert tree == {"optimizer": {"kind": "adamw", "learning_rate": 0.1}}
 
 
 def test_merging_replaces_lists_joins_mappings_and_removes_by_null():

@@ -16,7 +16,9 @@ class Sized:
 
 
 def test_an_unknown_part_gets_the_nearest_name():
-    with pytest.raises(ConfigError, match="streams.text.views.0.kind: views has no part 'next_tokn'; did you mean 'next_token'"):
+    with pytest.raises(
+        ConfigError, match="streams.text.views.0.kind: views has no part 'next_tokn'; did you mean 'next_token'"
+    ):
         ROOM.build("next_tokn", path="streams.text.views.0")
 
 
@@ -39,9 +41,7 @@ def test_sizes_of_the_parent_reach_the_field_of_that_name_only(monkeypatch):
 
 def test_local_code_runs_only_when_allowed(tmp_path, monkeypatch):
     file = tmp_path / "mine.py"
-    file.write_text(
-        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Mine:\n    size: int = 2\n"
-    )
+    file.write_text("from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Mine:\n    size: int = 2\n")
     with pytest.raises(ConfigError, match="--allow-local-code"):
         ROOM.resolve(f"{file}:Mine")
     monkeypatch.setenv(ALLOW_LOCAL_CODE, "1")

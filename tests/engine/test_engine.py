@@ -81,7 +81,10 @@ def test_uneven_counts_weigh_every_target_alike():
 
     stage = _stage()
     rows = stage.stream.rows(0, count=4, seed=0)
-    rows = [replace(r, weights_T=r.weights_T * (i < 1 or j_mask)) for i, (r, j_mask) in enumerate(zip(rows, [1, 0, 1, 0], strict=True))]
+    rows = [
+        replace(r, weights_T=r.weights_T * (i < 1 or j_mask))
+        for i, (r, j_mask) in enumerate(zip(rows, [1, 0, 1, 0], strict=True))
+    ]
     batch = collate(rows, device=MACHINE.device)
     objective = Tokens()
     count = objective.count(batch)

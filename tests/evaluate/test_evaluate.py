@@ -113,5 +113,7 @@ def test_learned_means_a_tenth_of_a_nat_below_the_best_floor():
     from seedbed.evaluate.rule_inference import RuleInference
 
     floors_nats = {"a": 2.0, "b": 1.0}
-    made = {x: RuleInference(loss_nats=x, floors_nats=floors_nats, by_frame_nats=[], rows=1, tokens=1) for x in (0.9, 0.91, 2.0)}
+    made = {
+        x: RuleInference(loss_nats=x, floors_nats=floors_nats, by_frame_nats=[], rows=1, tokens=1) for x in (0.9, 0.91, 2.0)
+    }
     assert [made[x].learned for x in (0.9, 0.91, 2.0)] == [True, False, False]

@@ -102,7 +102,11 @@ def test_every_parameter_has_a_role_of_its_own():
     assert len(set(roles.values())) == len(roles)
     assert roles["blocks.1.attention.query.weight"] == Role("attention", 1, "query")
     assert roles["blocks.0.mlp_norm.weight"] == Role("norm", 0, "mlp")
-    assert {roles["embedding.weight"].part, roles["head.weight"].part, roles["norm.weight"].tensor} == {"embedding", "head", "final"}
+    assert {roles["embedding.weight"].part, roles["head.weight"].part, roles["norm.weight"].tensor} == {
+        "embedding",
+        "head",
+        "final",
+    }
 
 
 def test_initial_values_move_with_nothing_but_seed_role_and_row():
@@ -174,7 +178,7 @@ def test_the_cost_formula_agrees_with_a_flop_counter():
     [
         ({"size": "0.3m"}, "did you mean '0.3M'"),
         ({"num_layers": 2, "d_model": 30, "num_heads": 4}, "multiple of num_heads"),
-        ({"size": "0.3M", "num_kv_heads": 3}, "multiple of num_kv_heads"),
+        ({"size": "0.3M", "num_kv_heads": 4}, "multiple of num_kv_heads"),
         ({"num_layers": 2, "d_model": 32}, "needs a size"),
         ({"size": "0.3M", "layers": {"atention": "default"}}, "did you mean 'attention'"),
         ({"size": "0.3M", "attention_dropout": 1.0}, "attention_dropout"),

@@ -58,7 +58,12 @@ def _altered(tmp_path, change):
 
 @pytest.mark.parametrize(
     ("name", "fails"),
-    [("tokens", "tokens_equal"), ("gzip_ratio", "gzip_equal"), ("logits", "logits_max_abs_error"), ("states", "step_agreement")],
+    [
+        ("tokens", "tokens_equal"),
+        ("gzip_ratio", "gzip_equal"),
+        ("logits", "logits_max_abs_error"),
+        ("states", "step_agreement"),
+    ],
 )
 def test_an_altered_vector_is_noticed(tmp_path, name, fails):
     def change(vectors):

@@ -113,7 +113,9 @@ def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
     at: Any = tree
     names = path.split(".")
     for i, name in enumerate(names[:-1]):
-        at = _step(at, name, path=".".join(names[: i + 1]))
+        before, at = at, _step(at, name, path=".".join(names[: i + 1]))
+        if isinstance(at, str) and isinstance(before, dict):  # a part by its bare name gets settings
+            before[name] = at = {"kind": at}
     last = names[-1]
     if isinstance(at, list):
         at[_index(at, last, path=path)] = copy.deepcopy(value)
@@ -121,17 +123,6 @@ def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
         at[last] = copy.deepcopy(value)
     else:
         raise ConfigError(f"{path}: {'.'.join(names[:-1])} is {at!r}, which has no settings of its own")
-
-
-def has_path(tree: Mapping[str, Any], path: str) -> bool:
-    """Whether everything but the last name of the path is there."""
-    at: Any = tree
-    try:
-        for name in path.split(".")[:-1]:
-            at = _step(at, name, path=path)
-    except ConfigError:
-        return False
-    return True
 
 
 def _step(at: Any, name: str, *, path: str) -> Any:

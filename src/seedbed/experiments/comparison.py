@@ -51,7 +51,7 @@ class Design:
     published_nats: float | None
     aa: bool
     tuned: dict[str, dict[str, Any]]
-    tuning_record: str | None
+    tuning_records: tuple[str, ...]
     plans: dict[str, str]  # arm -> fingerprint of its plan with the first seed
     commit: str
     command: str
@@ -72,7 +72,7 @@ def read_design(folder: Path) -> Design:
         raise DataError(f"{folder} is not a study folder: it has no study.json; give the folder that `seedbed compare` wrote")
     try:
         raw = json.loads(file.read_text())
-        for name in ("arms", "seeds", "looks"):
+        for name in ("arms", "seeds", "looks", "tuning_records"):
             raw[name] = tuple(raw[name])
         raw["contrasts"] = tuple((a, b) for a, b in raw["contrasts"])
         return Design(**raw)
@@ -127,7 +127,7 @@ def compared(folder: Path, *, write: bool = True) -> Comparison:
         "published_nats": design.published_nats,
         "commit": design.commit,
         "tuned": design.tuned,
-        "tuning_record": design.tuning_record,
+        "tuning_records": list(design.tuning_records),
         "command": design.command,
     }
     data["verdict"] = sentence(data, contrasts)
@@ -188,7 +188,9 @@ def tokens_to_reach(curve: Sequence[tuple[int, float]], target: float) -> float 
         if i == 0:
             return float(tokens)
         before_tokens, before = curve[i - 1]
-        share = 1.0 if before <= target or before == loss else (before - target) / (before - loss)
+        if loss == target or before <= target:
+            return float(tokens)
+        share = (before - target) / (before - loss)
         return exp(log(before_tokens) + share * (log(tokens) - log(before_tokens)))
     return None
 

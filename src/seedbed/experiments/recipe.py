@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from seedbed.core.config import Count, dump_yaml, has_path, merged, read_yaml, set_path
+from seedbed.core.config import Count, dump_yaml, merged, read_yaml, set_path
 from seedbed.core.errors import ConfigError, DataError, nearest
 from seedbed.core.registry import explain
 
@@ -135,7 +135,7 @@ class TuneSpec(_Strict):
 
     seeds: list[int] = Field(min_length=1)
     grids: dict[str, dict[str, list[Any]]]  # arm -> setting -> values
-    record: str | None = None  # where the committed record of the search stands
+    records: list[str] = []  # where the committed records of this and earlier searches stand
 
 
 class Recipe(_Strict):
@@ -284,8 +284,9 @@ class Loaded:
         if study:
             change = study.control.change if arm == study.control.name else study.arms[arm]
             _apply(tree, change, where=f"study.arms.{arm}")
+            left_out = {s["name"] for s in self.tree["stages"]} - {s["name"] for s in tree["stages"]}
             for path, value in {**study.tuned.get(arm, {}), **self.sets}.items():
-                if has_path(tree, path):
+                if not (path.startswith("stages.") and path.split(".")[1] in left_out):
                     set_path(tree, path, value)
         for path, value in (changes or {}).items():
             set_path(tree, path, value)

@@ -166,7 +166,7 @@ def _design(
         published_nats=study.published_nats,
         aa=aa,
         tuned={} if aa else dict(study.tuned),
-        tuning_record=loaded.recipe.tune.record if loaded.recipe.tune else None,
+        tuning_records=tuple(loaded.recipe.tune.records) if loaded.recipe.tune else (),
         plans={arm: plans[arm, seeds[0]].model_copy(update={"seed": 0}).fingerprint() for arm in [control, *arms]},
         commit=commit(),
         command=command,

@@ -1,4 +1,4 @@
-"""Optimizers by name."""
+"""Optimizers: settings and (role, parameter) pairs to a torch optimizer."""
 
 from seedbed.core.registry import Registry
 

@@ -1,4 +1,4 @@
-"""Text to losses."""
+"""Texts to losses in nats, token by token."""
 
 from seedbed.core.registry import Registry
 

@@ -1,4 +1,4 @@
-"""Prompts to text."""
+"""Prompts to continuations, by sampling from a model."""
 
 from seedbed.core.registry import Registry
 

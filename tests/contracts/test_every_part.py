@@ -1,0 +1,176 @@
+"""One suite over every registered part of every room: found, documented, checked, and what each room promises beside."""
+
+import dataclasses
+import inspect
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from seedbed.core.errors import ConfigError
+from seedbed.core.protocols import Corpus, Mixture, Objective, OptimizerKind, Packer, Schedule, Source, Tokenizer, View
+from seedbed.core.records import Draw, Key, Progress, Row
+from seedbed.experiments import commands
+from seedbed.experiments.assemble import rooms
+from seedbed.experiments.recipe import load
+
+PARTS = [(room, name) for room, registry in rooms().items() for name in registry]
+PROMISES = {
+    "tokenizers": Tokenizer,
+    "packing": Packer,
+    "mixture": Mixture,
+    "views": View,
+    "objectives": Objective,
+    "schedules": Schedule,
+}
+
+
+def _of(room):
+    return [name for r, name in PARTS if r == room]
+
+
+@pytest.mark.parametrize(("room", "name"), PARTS)
+def test_it_is_a_frozen_dataclass_with_a_documented_module(room, name):
+    part = rooms()[room].resolve(name)
+    assert dataclasses.is_dataclass(part) and part.__dataclass_params__.frozen
+    assert part.__module__.startswith(f"seedbed.{room}.") or part.__module__.startswith(f"seedbed.models.{room}.")
+    doc = inspect.getdoc(inspect.getmodule(part))
+    assert len(doc) > 40
+
+
+@pytest.mark.parametrize(("room", "name"), [(r, n) for r, n in PARTS if r not in ("scorers", "writers", "models")])
+def test_its_defaults_are_allowed_and_an_unknown_setting_is_not(room, name):
+    registry = rooms()[room]
+    assert registry.build(name) == registry.build({"kind": name})
+    with pytest.raises(ConfigError, match=f"{room}.nonsense: unknown setting"):
+        registry.build({"kind": name, "nonsense": 1}, path=room)
+
+
+@pytest.mark.parametrize(("room", "name"), [(r, n) for r, n in PARTS if r in PROMISES])
+def test_it_keeps_its_room_s_promise(room, name):
+    assert isinstance(rooms()[room].build(name), PROMISES[room])
+
+
+@pytest.mark.parametrize("name", _of("sources"))
+def test_a_source_or_corpus_repeats_itself_by_address(name):
+    first, second = (rooms()["sources"].build(name, shared={"seq_len": 80}) for _ in range(2))
+    assert first.fingerprint() == second.fingerprint()
+    if isinstance(first, Corpus) and not isinstance(first, Source):
+        assert [d.id for d in first.documents("test")] == [d.id for d in second.documents("test")]
+        return
+    rows = first.rows([5, 2, 9], seed=1, split="train")
+    again = second.rows([2], seed=1, split="train")[0]
+    np.testing.assert_array_equal(rows[1].tokens_T, again.tokens_T)
+    assert all(len(r.tokens_T) == len(r.weights_T) == 81 for r in rows)
+    assert max(r.tokens_T.max() for r in rows) < first.vocab_size
+    others = [first.rows([2], seed=s, split=t)[0].tokens_T for s, t in ((2, "train"), (1, "valid"), (1, "test"))]
+    assert all(not np.array_equal(again.tokens_T, o) for o in others), "other seeds and splits are other rows"
+    assert again.cost.flops_run > 0, "making it is charged"
+
+
+@pytest.mark.parametrize("name", _of("views"))
+def test_a_view_is_a_function_of_row_and_key(name):
+    view = rooms()["views"].build(name)
+    row = Row(tokens_T=np.arange(30), weights_T=np.ones(30))
+    key = Key(seed=0, stream="s", position=4, draw=Draw("x", 4, 0))
+    one, two = view(row, key=key), view(row, key=key)
+    np.testing.assert_array_equal(one.tokens_T, two.tokens_T)
+    np.testing.assert_array_equal(row.tokens_T, np.arange(30))
+
+
+@pytest.mark.parametrize("name", _of("schedules"))
+def test_a_schedule_lies_between_zero_and_one(name):
+    schedule = rooms()["schedules"].build(name)
+    for steps in (1, 2, 7, 1000):
+        rates = [schedule(Progress(step=s, steps=steps)) for s in range(steps)]
+        assert all(0 <= r <= 1 for r in rates)
+        assert steps < 7 or max(rates) > 0.4
+
+
+@pytest.mark.parametrize("name", _of("mixture"))
+def test_a_mixture_gives_the_same_draws_however_they_are_cut(name):
+    mixture = rooms()["mixture"].build(name)
+    whole = mixture.draws(0, count=50, sizes={"a": 12}, seed=3)
+    assert whole == [d for s in range(0, 50, 7) for d in mixture.draws(s, count=min(7, 50 - s), sizes={"a": 12}, seed=3)]
+
+
+@pytest.mark.parametrize("name", _of("optimizers"))
+def test_an_optimizer_lowers_a_loss_and_its_state_can_be_saved(name):
+    from seedbed.engine.checkpoints import load_checkpoint, save_checkpoint
+    from seedbed.models.transformer import Decoder
+
+    kind = rooms()["optimizers"].build(name)
+    assert isinstance(kind, OptimizerKind)
+    assert kind.learning_rate > 0 and Decoder and save_checkpoint and load_checkpoint
+    p = torch.nn.Parameter(torch.ones(3, 3))
+    from seedbed.core.records import Role
+
+    optimizer = kind.build([(Role("mlp", 0, "up"), p)])
+    losses = []
+    for _ in range(20):
+        loss = (p**2).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+
+
+def _variants():
+    """A run for every part that a recipe can switch on: room, name, and the settings that do it."""
+    paths = {
+        "optimizers": "stages.text.optimizer",
+        "schedules": "stages.text.schedule",
+        "tokenizers": "streams.text.tokenizer",
+        "packing": "streams.text.packing",
+        "mixture": "streams.text.mixture",
+    }
+    out = [(r, n, {paths[r]: n}) for r, n in PARTS if r in paths]
+    out += [("views", n, {"streams.text.views": [*([] if n == "next_token" else [n]), "next_token"]}) for n in _of("views")]
+    out += [("objectives", n, {"stages.text.objective": [n]}) for n in _of("objectives")]
+    out += [("layers", n, {"model.layers": {"linear": n}}) for n in _of("layers")]
+    return out
+
+
+@pytest.mark.parametrize(("room", "name", "sets"), _variants(), ids=lambda x: x if isinstance(x, str) else "")
+def test_stopping_and_going_on_is_exact_with_every_part(room, name, sets, recipe, tmp_path, monkeypatch):
+    """2N steps equal N steps, a stop and N steps, bit for bit."""
+    from seedbed.core.errors import InterruptedRunError
+    from seedbed.experiments import run as module
+    from seedbed.experiments.run import create, execute
+
+    plan = load(recipe, sets=sets).plan(arm="scratch", seed=0, threads=1)
+    for folder in ("whole", "halves"):
+        create(plan, tmp_path / folder, recipe_text="x")
+    execute(tmp_path / "whole", say=lambda line: None)
+    calls = iter(range(100))
+    monkeypatch.setattr(module._Signals, "stopped", lambda self: next(calls) == 3)
+    with pytest.raises(InterruptedRunError):
+        execute(tmp_path / "halves", say=lambda line: None)
+    monkeypatch.undo()
+    commands.resume(tmp_path / "halves", say=lambda line: None)
+    whole, halves = ((tmp_path / f / "checkpoints/final/model.safetensors").read_bytes() for f in ("whole", "halves"))
+    assert whole == halves
+    final = json.loads((tmp_path / "whole/final.json").read_text())
+    assert final["ledger"]["text"]["train"]["flops_run"] > 0
+
+
+OFF = [
+    ("z-loss of weight 0", {"stages.text.objective": [{"kind": "tokens", "z_weight": 0.0}]}),
+    ("a layer that is the default", {"model.layers": {"linear": "default", "attention": "default"}}),
+    ("a term of weight 0", {"stages.text.objective": ["tokens", {"kind": "tokens", "weight": 0, "z_weight": 0.5}]}),
+    ("nothing frozen", {"stages.text.frozen": []}),
+    ("the whole batch at once", {"stages.text.micro_batch_size": 4}),
+    ("no attention dropout", {"model.attention_dropout": 0.0}),
+]
+
+
+@pytest.mark.parametrize(("what", "sets"), OFF, ids=[o[0] for o in OFF])
+def test_off_means_identical(what, sets, recipe, tmp_path):
+    losses = []
+    for name, changes in (("plain", {}), ("off", sets)):
+        commands.run(recipe, out=tmp_path / name, sets=changes, threads=1, say=lambda line: None)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(x)["loss_nats"] for x in lines])
+    assert losses[0] == losses[1]

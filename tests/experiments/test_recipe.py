@@ -1,0 +1,124 @@
+import pytest
+
+from seedbed.core.config import parse_yaml
+from seedbed.core.errors import ConfigError, DataError
+from seedbed.experiments.recipe import RunPlan, load, parse_seeds, shipped
+
+
+def _changed(recipe, **changes):
+    text = recipe.read_text()
+    for old, new in changes.values():
+        assert old in text
+        text = text.replace(old, new)
+    recipe.write_text(text)
+    return recipe
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_recipe_is_valid_at_every_scale(name):
+    loaded = load(name)
+    for scale in [None, *loaded.recipe.scales]:
+        at_scale = load(name, scale=scale)
+        assert [at_scale.plan(arm=arm, seed=0).arm for arm in at_scale.arms] == at_scale.arms
+
+
+def test_leaving_a_stage_out_leaves_its_control(recipe):
+    loaded = load(recipe)
+    scratch, nca = (loaded.plan(arm=a, seed=0) for a in ("scratch", "nca"))
+    assert [s.name for s in scratch.stages] == ["text"] and scratch.stages[0].weights is None
+    assert [s.name for s in nca.stages] == ["soil", "text"] and nca.stages[1].weights.from_ == "soil"
+    assert scratch.stages[0].model_dump(exclude={"weights"}) == nca.stages[1].model_dump(exclude={"weights"})
+
+
+def test_a_left_out_stage_hands_its_budget_and_its_origin_on(recipe):
+    _changed(recipe, a=("arms: {nca: {}}", "arms: {nca: {}, extra: {without: soil, give_budget_to: text}}"))
+    assert load(recipe).plan(arm="extra", seed=0).stages[0].budget.steps == 14
+    three = recipe.read_text().replace(
+        "  - name: text\n",
+        "  - {name: middle, stream: soil, budget: {steps: 1}, weights: {from: soil, fresh: []}}\n  - name: text\n",
+    )
+    recipe.write_text(
+        three.replace("weights: {from: soil}\n", "weights: {from: middle}\n").replace("without: soil}}", "without: middle}}")
+    )
+    assert load(recipe).plan(arm="scratch", seed=0).stages[1].weights.from_ == "soil"
+
+
+def test_arms_differ_in_their_named_change_only(recipe):
+    _changed(recipe, a=("arms: {nca: {}}", "arms: {nca: {}, shuffled: {streams.soil.views: [shuffled, next_token]}}"))
+    loaded = load(recipe)
+    nca, shuffled = (loaded.plan(arm=a, seed=3).model_dump() for a in ("nca", "shuffled"))
+    assert shuffled["streams"]["soil"].pop("views") != nca["streams"]["soil"].pop("views")
+    assert nca.pop("arm") != shuffled.pop("arm")
+    assert nca == shuffled
+
+
+def test_tuned_settings_reach_their_arm_and_the_user_wins(recipe):
+    _changed(recipe, a=("  seeds: 0-1", "  tuned: {nca: {stages.text.clip_norm: 0.5}}\n  seeds: 0-1"))
+    assert [load(recipe).plan(arm=a, seed=0).stages[-1].clip_norm for a in ("scratch", "nca")] == [1.0, 0.5]
+    mine = load(recipe, sets={"stages.text.clip_norm": 2.0})
+    assert [mine.plan(arm=a, seed=0).stages[-1].clip_norm for a in ("scratch", "nca")] == [2.0, 2.0]
+
+
+def test_the_user_s_corpus_replaces_every_text_source(recipe):
+    assert load(recipe, corpus="mine.txt").plan(arm="nca", seed=0).streams["text"].source["path"] == "mine.txt"
+
+
+def test_a_plan_survives_its_own_yaml_with_the_same_fingerprint(recipe):
+    plan = load(recipe).plan(arm="nca", seed=1)
+    again = RunPlan.model_validate(parse_yaml(plan.to_yaml(), name="x"), strict=False)
+    assert again == plan and again.fingerprint() == plan.fingerprint()
+    assert plan.fingerprint() != load(recipe).plan(arm="nca", seed=2).fingerprint()
+    assert plan.fingerprint() == load(recipe).plan(arm="nca", seed=1, threads=2).fingerprint(), "where is not what"
+
+
+def test_recipes_extend_recipes(recipe, tmp_path):
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: tiny.yaml\nname: child\nstudy: {seeds: 0-4}\nstages.text.budget: {steps: 3}\n")
+    loaded = load(child)
+    assert (loaded.recipe.name, loaded.seeds, loaded.recipe.stages[1].budget.steps) == ("child", [0, 1, 2, 3, 4], 3)
+    recipe.write_text("extends: child.yaml\n" + recipe.read_text())
+    with pytest.raises(ConfigError, match="extends itself"):
+        load(child)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seq_len: 32", "seq_length: 32", "streams.soil.seq_length: unknown key; did you mean 'seq_len'"),
+        ("stream: soil", "stream: sol", "stages.soil.stream: no stream 'sol'; did you mean 'soil'"),
+        ("{from: soil}", "{from: sol}", "no earlier stage 'sol'; did you mean 'soil'"),
+        ("{steps: 6}", "{steps: 6, tokens: 3}", "stages.0.budget: .*one currency"),
+        ("{steps: 6}", "{tokens: 1.5}", "stages.0.budget.tokens.*not a whole count"),
+        ("batch_size: 4", "batch_size: 0", "streams.soil.batch_size: .*greater than or equal to 1"),
+        ("without: soil", "without: sool", "study.arms.scratch.without: no stage 'sool'; did you mean 'soil'"),
+        ("metric", "metrik", None),
+        ("seeds: 0-1", "seeds: 1-0", "seeds"),
+        ("name: tiny", "name: Tiny Recipe", "name: String should match"),
+        ("embedding_std: 0.02", "embedding_std: wide", "embedding_std"),
+        ("published_nats: 0.06", "contrasts: [[nca]]", "study.contrasts"),
+    ],
+)
+def test_wrong_recipes_are_refused_with_their_path(recipe, old, new, message):
+    if message is None:
+        old, new, message = "  seeds: 0-1", "  metrik: x\n  seeds: 0-1", "study.metrik: unknown key; did you mean 'metric'"
+    _changed(recipe, a=(old, new))
+    with pytest.raises(ConfigError, match=message) as caught:
+        loaded = load(recipe)
+        assert loaded.seeds
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_unknown_recipes_name_what_there_is(tmp_path):
+    with pytest.raises(ConfigError, match="no recipe 'nca-txt'; did you mean 'nca-text'"):
+        load("nca-txt")
+    with pytest.raises(DataError, match="there is no recipe file"):
+        load(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="no scale 'smok'; did you mean 'smoke'"):
+        load("nca-text", scale="smok")
+
+
+def test_seeds_are_read_in_both_spellings():
+    assert parse_seeds("0-2") == [0, 1, 2] and parse_seeds("0,5,7-8") == [0, 5, 7, 8] and parse_seeds([3]) == [3]
+    for wrong in ("a", "2-1", "0,0", [-1]):
+        with pytest.raises(ConfigError):
+            parse_seeds(wrong)

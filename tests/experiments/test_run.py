@@ -1,0 +1,251 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from seedbed.core.errors import DataError, InterruptedRunError, RefusedError, RunFailedError
+from seedbed.engine.checkpoints import load_weights
+from seedbed.experiments import commands
+from seedbed.experiments import run as module
+from seedbed.experiments.recipe import load
+from seedbed.experiments.run import create, execute, finished
+
+
+def _run(recipe, out, arm="nca", **settings):
+    return commands.run(recipe, out=out, arm=arm, threads=1, say=lambda line: None, **settings)
+
+
+def _metrics(folder):
+    """What a run computed: everything in metrics.jsonl but the seconds."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in x.items() if "seconds" not in k} for x in lines]
+
+
+def _same(one, other):
+    assert _metrics(one) == _metrics(other)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (one / "checkpoints/final" / name).read_bytes() == (other / "checkpoints/final" / name).read_bytes()
+    first, second = (finished(f) for f in (one, other))
+    assert first["test"] == second["test"] and first["transfer"] == second["transfer"]
+    assert first["stage0"] == second["stage0"] and first["samples"] == second["samples"]
+    tokens = [{s: x["tokens"] for s, x in f["ledger"].items()} for f in (first, second)]
+    assert tokens[0] == tokens[1] == {"soil": {"nca": 6 * 128}, "text": {"text": 8 * 128}}
+
+
+def test_a_run_leaves_a_folder_that_tells_everything(recipe, tmp_path):
+    folder = _run(recipe, tmp_path / "run").folder
+    for name in (
+        "recipe.yaml",
+        "resolved.yaml",
+        "env.json",
+        "metrics.jsonl",
+        "log.txt",
+        "items.jsonl",
+        "final.json",
+        "report.html",
+    ):
+        assert (folder / name).stat().st_size > 0, name
+    assert not (folder / ".lock").exists()
+    final = finished(folder)
+    assert final["status"] == "done"
+    assert [x["run_step"] for x in _metrics(folder)] == list(range(1, 15))
+    assert (
+        final["transfer"]["text"]["embedding.weight"] == "fresh"
+        and final["transfer"]["text"]["blocks.0.mlp.up.weight"] == "keep"
+    )
+    items = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+    assert sum(i["values"]["bytes"] for i in items) == final["test"]["bytes"]
+    everything = (folder / "env.json").read_text() + (folder / "report.html").read_text()
+    assert (
+        str(Path.home()) not in everything and os.uname().nodename not in json.loads((folder / "env.json").read_text()).values()
+    )
+
+
+def test_the_body_crosses_the_border_and_the_rows_of_text_do_not_move(recipe, tmp_path):
+    scratch, nca = (_run(recipe, tmp_path / arm, arm=arm).folder for arm in ("scratch", "nca"))
+    text = [x for x in _metrics(nca) if x["stage"] == "text"]
+    assert text[0]["loss_nats"] != _metrics(scratch)[0]["loss_nats"]
+    plan = load(recipe).plan(arm="nca", seed=0)
+    from seedbed.experiments.assemble import build_stream
+
+    first, second = (
+        build_stream("text", p.streams["text"]).stream.rows(0, count=3, seed=0)
+        for p in (plan, load(recipe).plan(arm="scratch", seed=0))
+    )
+    assert all((a.tokens_T == b.tokens_T).all() for a, b in zip(first, second, strict=True))
+
+
+def test_stopping_after_any_step_and_going_on_changes_nothing(recipe, tmp_path, monkeypatch):
+    whole = _run(recipe, tmp_path / "whole").folder
+    for stop_after in (1, 5, 6, 7, 13, 14):
+        folder = tmp_path / f"stopped-{stop_after}"
+        create(load(recipe).plan(arm="nca", seed=0, threads=1), folder, recipe_text="x")
+        calls = iter(range(1, 100))
+        monkeypatch.setattr(module._Signals, "stopped", lambda self, calls=calls, n=stop_after: next(calls) == n)
+        with pytest.raises(InterruptedRunError, match="a checkpoint is saved"):
+            execute(folder, say=lambda line: None)
+        monkeypatch.setattr(module._Signals, "stopped", lambda self: False)
+        commands.resume(folder, say=lambda line: None)
+        _same(whole, folder)
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_loses_nothing(recipe, tmp_path):
+    """SIGKILL after growing delays, the moments of writing included, always resumes to the uninterrupted result."""
+    whole = _run(recipe, tmp_path / "whole").folder
+    folder = tmp_path / "killed"
+    create(load(recipe).plan(arm="nca", seed=0, threads=1), folder, recipe_text="x")
+    kills = 0
+    for delay in (0.0, 0.03, 0.3, 0.05, 0.0):
+        worker = subprocess.Popen([sys.executable, "-m", "seedbed.experiments.worker", str(folder)], stderr=subprocess.PIPE)
+        begun = time.monotonic()
+        while not (folder / "metrics.jsonl").exists() and worker.poll() is None and time.monotonic() - begun < 60:
+            time.sleep(0.01)
+        time.sleep(delay)
+        worker.send_signal(signal.SIGKILL)
+        kills += worker.wait() == -signal.SIGKILL
+    assert kills >= 3
+    commands.resume(folder, say=lambda line: None)
+    _same(whole, folder)
+
+
+def test_a_signal_finishes_the_step_saves_and_exits_130(recipe, tmp_path):
+    folder = tmp_path / "run"
+    plan = load(recipe, sets={"stages.text.budget.steps": 5000}).plan(arm="scratch", seed=0, threads=1)
+    create(plan, folder, recipe_text="x")
+    worker = subprocess.Popen([sys.executable, "-m", "seedbed.experiments.worker", str(folder)], stderr=subprocess.PIPE)
+    while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").stat().st_size:
+        time.sleep(0.02)
+        assert worker.poll() is None, worker.stderr.read()
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(timeout=60) == 130
+    state = json.loads((next((folder / "checkpoints").glob("step-*")) / "state.json").read_text())
+    assert state["counters"]["step"] == len(_metrics(folder)) > 0
+    assert not (folder / ".lock").exists()
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(recipe, tmp_path):
+    whole = _run(recipe, tmp_path / "whole").folder
+    folder = tmp_path / "early"
+    create(load(recipe).plan(arm="nca", seed=0, threads=1), folder, recipe_text="x")
+    (folder / "metrics.jsonl").write_text((whole / "metrics.jsonl").read_text().split("\n")[0] + '\n{"stage": "soil", "st')
+    (folder / ".lock").write_text("999999999 1")
+    commands.resume(folder, say=lambda line: None)
+    _same(whole, folder)
+
+
+def test_an_existing_folder_is_never_overwritten(recipe, tmp_path):
+    _run(recipe, tmp_path / "run", arm="scratch")
+    before = (tmp_path / "run/final.json").read_text()
+    with pytest.raises(RefusedError, match="seedbed resume"):
+        _run(recipe, tmp_path / "run", arm="scratch")
+    assert (tmp_path / "run/final.json").read_text() == before
+
+
+def test_a_recipe_changed_since_its_checkpoint_is_refused(recipe, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    create(load(recipe).plan(arm="scratch", seed=0, threads=1), folder, recipe_text="x")
+    monkeypatch.setattr(module._Signals, "stopped", lambda self: True)
+    with pytest.raises(InterruptedRunError):
+        execute(folder, say=lambda line: None)
+    plan = folder / "resolved.yaml"
+    plan.write_text(plan.read_text().replace("clip_norm: 1.0", "clip_norm: 2.0"))
+    with pytest.raises(RefusedError, match="was changed since its checkpoint"):
+        commands.resume(folder, say=lambda line: None)
+
+
+def test_a_nan_loss_stops_keeps_the_good_checkpoint_and_is_recorded(recipe, tmp_path):
+    text = recipe.read_text().replace("schedule: {kind: wsd}", "schedule: {kind: wsd}\n    clip_norm: null")
+    text = text.replace("budget: {steps: 8}", "budget: {steps: 4000}").replace("checkpoint_every: 5", "checkpoint_every: 1")
+    recipe.write_text(text)
+    with pytest.raises(RunFailedError, match=r"at step \d+ of stage 'text', at learning rate"):
+        _run(recipe, tmp_path / "run", arm="scratch", sets={"model.init_std": 1e18})
+    final = finished(tmp_path / "run")
+    assert final["status"] == "failed" and "likely causes" in final["error"]
+
+
+def test_no_space_left_is_one_sentence_and_resumable(recipe, tmp_path, monkeypatch):
+    whole = _run(recipe, tmp_path / "whole").folder
+    real, calls = os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 12:
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunFailedError, match="no space left while writing"):
+        _run(recipe, tmp_path / "full")
+    monkeypatch.undo()
+    (tmp_path / "full/final.json").unlink(missing_ok=True)
+    commands.resume(tmp_path / "full", say=lambda line: None)
+    _same(whole, tmp_path / "full")
+
+
+def test_only_the_last_checkpoint_is_kept_and_a_harmed_one_is_named(recipe, tmp_path):
+    folder = _run(recipe, tmp_path / "run").folder
+    kept = sorted(p.name for p in (folder / "checkpoints").iterdir())
+    assert kept == ["final", "step-00000006"], "the end, and the border that the text stage took its weights from"
+    model = folder / "checkpoints/final/model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1])
+    with pytest.raises(DataError, match="altered or cut"):
+        commands.sample(folder, ["a"], new_tokens=1)
+
+
+def test_a_text_is_evaluated_and_continued(recipe, tmp_path):
+    folder = _run(recipe, tmp_path / "run").folder
+    text = tmp_path / "more.txt"
+    text.write_text("The 7th paragraph speaks of apples. " * 20)
+    found = commands.evaluate_text(folder, str(text))
+    assert found["tokens"] == found["bytes"] == 720
+    assert found["bits_per_byte"] == pytest.approx(found["loss_nats"] / 0.6931471805599453)
+    assert len(commands.sample(folder, ["a", "b"], new_tokens=5)) == 2
+    with pytest.raises(DataError, match="nothing is found"):
+        commands.evaluate_text(folder, str(tmp_path / "none.txt"))
+
+
+def test_frozen_roles_stay_where_they_are(recipe, tmp_path):
+    recipe.write_text(recipe.read_text().replace("evaluations: 2", "evaluations: 2\n    frozen: [attention]"))
+    folder = _run(recipe, tmp_path / "run").folder
+    before, after = (load_weights(folder / "checkpoints" / name) for name in ("step-00000006", "final"))
+    for name in after:
+        if name not in ("embedding.weight", "head.weight"):
+            moved = not (before[name] == after[name]).all()
+            assert moved is (".attention." not in name), name
+
+
+@pytest.mark.parametrize(("std", "expected"), [(1.0, 1.0), ('"trained"', None)])
+def test_the_fresh_embedding_has_the_asked_spread(recipe, tmp_path, std, expected):
+    recipe.write_text(
+        recipe.read_text()
+        .replace("embedding_std: 0.02", f"embedding_std: {std}")
+        .replace("change: {without: soil}", "change: {}")
+    )
+    recipe.write_text(recipe.read_text().replace("optimizer: adamw", "optimizer: {kind: adamw, learning_rate: 1e-9}"))
+    folder = _run(recipe, tmp_path / "run").folder
+    old, new = (load_weights(folder / "checkpoints" / name)["embedding.weight"] for name in ("step-00000006", "final"))
+    assert float(new.std()) == pytest.approx(expected or float(old.std()), rel=0.05)
+
+
+def test_other_conditions_on_resume_are_said(recipe, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    create(load(recipe).plan(arm="scratch", seed=0, threads=1), folder, recipe_text="x")
+    monkeypatch.setattr(module._Signals, "stopped", lambda self: True)
+    with pytest.raises(InterruptedRunError):
+        execute(folder, say=lambda line: None)
+    monkeypatch.undo()
+    state = next((folder / "checkpoints").glob("step-*")) / "state.json"
+    content = json.loads(state.read_text())
+    content["environment"]["packages"]["torch"] = "0.4"
+    state.write_text(json.dumps(content))
+    said = []
+    commands.resume(folder, say=said.append)
+    assert any("will not be exact to the bit" in line for line in said)
+    shutil.rmtree(folder)

@@ -1,0 +1,262 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from seedbed.core.errors import ConfigError, DataError, RefusedError
+from seedbed.experiments import commands
+from seedbed.experiments.comparison import check_comparison, compared, sentence, tokens_to_reach
+from seedbed.experiments.study import compare
+from seedbed.experiments.tune import trials, tune
+
+
+def _compare(recipe, out, **settings):
+    return compare(recipe, out=out, say=lambda line: None, **settings)
+
+
+@pytest.fixture(scope="module")
+def finished_study(tmp_path_factory):
+    """One study, run once for the tests that only read it."""
+    from tests.conftest import TINY
+
+    folder = tmp_path_factory.mktemp("study")
+    corpus = folder / "corpus.txt"
+    corpus.write_text("".join(f"The {n}th paragraph speaks of {n * 7 % 13} apples.\n\n" for n in range(220)))
+    recipe = folder / "tiny.yaml"
+    recipe.write_text(TINY.replace("CORPUS", str(corpus)))
+    return recipe, _compare(recipe, folder / "out", jobs=2, command="seedbed compare tiny.yaml")
+
+
+def test_a_study_ends_in_a_verdict_with_all_its_numbers(finished_study):
+    _, found = finished_study
+    data = found.data
+    wanted = {"seeds", "arms", "metric", "budget", "contrasts", "minimum_detectable", "failures", "looks", "ledger", "commit"}
+    assert wanted | {"verdict"} <= set(data)
+    (contrast,) = data["contrasts"]
+    assert (contrast["arm"], contrast["reference"]) == ("nca", "scratch")
+    for name in ("mean", "interval", "p", "p_holm", "per_seed", "tokens_to_reference", "minimum_detectable"):
+        assert contrast[name] is not None, name
+    for seed, difference in contrast["per_seed"].items():
+        each = [data["arms"][arm]["per_seed"][seed]["bits_per_byte"] for arm in ("nca", "scratch")]
+        assert difference == pytest.approx(each[0] - each[1])
+    assert data["ledger"]["nca"]["stages"]["soil"]["tokens"] == {"nca": 768}
+    assert data["ledger"]["nca"]["stages"]["soil"]["generate"]["flops_run"] > 0
+    assert "soil" not in data["ledger"]["scratch"]["stages"]
+    assert data["verdict"].startswith("stage 0 did not learn: nothing to transfer (nca/seed-0, nca/seed-1)")
+
+
+def test_arms_are_paired_by_seed(finished_study):
+    _, found = finished_study
+    folders = {(a, s): found.folder / a / f"seed-{s}" for a in ("scratch", "nca") for s in (0, 1)}
+    data = {k: json.loads((f / "final.json").read_text())["data"]["text"] for k, f in folders.items()}
+    assert len(set(data.values())) == 1
+    items = {k: [json.loads(x)["id"] for x in (f / "items.jsonl").read_text().splitlines()] for k, f in folders.items()}
+    assert items["scratch", 0] == items["nca", 0] == items["nca", 1]
+
+
+def test_every_number_follows_from_the_run_folders(finished_study):
+    _, found = finished_study
+    assert check_comparison(found.folder) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["contrasts", 0, "mean"], -0.5),
+        (["arms", "nca", "mean"], 1.0),
+        (["verdict"], "nca is better"),
+        (["ledger", "nca", "total", "tokens"], 0),
+    ],
+)
+def test_an_altered_number_is_found(finished_study, path, value):
+    _, found = finished_study
+    file = found.folder / "comparison.json"
+    true = file.read_text()
+    data = json.loads(true)
+    at = data
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = value
+    file.write_text(json.dumps(data))
+    try:
+        assert [d.split(":")[0] for d in check_comparison(found.folder)] == [".".join(map(str, path))]
+    finally:
+        file.write_text(true)
+
+
+def test_a_finished_study_is_read_again_not_run_again(finished_study):
+    recipe, found = finished_study
+    before = {p: p.stat().st_mtime for p in found.folder.rglob("final.json")}
+    again = _compare(recipe, found.folder)
+    assert before == {p: p.stat().st_mtime for p in found.folder.rglob("final.json")}
+    assert again.data == found.data
+
+
+def test_seeds_after_the_verdict_are_refused(finished_study):
+    recipe, found = finished_study
+    with pytest.raises(RefusedError, match="adding seeds until it fits is not a test"):
+        _compare(recipe, found.folder, seeds="0-2")
+    with pytest.raises(RefusedError, match=r"refused"):
+        _compare(recipe, found.folder, seeds="0")
+
+
+def test_another_recipe_in_the_same_folder_is_refused(finished_study):
+    recipe, found = finished_study
+    with pytest.raises(RefusedError, match="holds another study: plans"):
+        _compare(recipe, found.folder, sets={"stages.text.clip_norm": 0.5})
+
+
+def test_declared_looks_allow_more_seeds_and_share_alpha(recipe, tmp_path):
+    recipe.write_text(recipe.read_text().replace("  seeds: 0-1", "  looks: [2, 3]\n  seeds: 0-1"))
+    first = _compare(recipe, tmp_path / "out", jobs=2)
+    second = _compare(recipe, tmp_path / "out", jobs=2, seeds="0-2")
+    assert [x["seeds"] for x in second.data["looks"]] == [2, 3]
+    assert second.data["seeds"] == [0, 1, 2]
+    c = first.data["contrasts"][0]
+    from seedbed.experiments.statistics import contrast
+
+    shared = contrast("nca", "scratch", {int(k): v for k, v in c["per_seed"].items()}, alpha=0.025)
+    assert c["interval"] == pytest.approx(list(shared.interval))
+
+
+def test_a_failed_seed_stays_in_the_table(finished_study, tmp_path):
+    import shutil
+
+    _, found = finished_study
+    copy = tmp_path / "copy"
+    shutil.copytree(found.folder, copy)
+    (copy / "nca/seed-1/final.json").write_text(json.dumps({"status": "failed", "error": "the loss became nan"}))
+    data = compared(copy, write=False).data
+    assert data["failures"] == [{"arm": "nca", "seed": 1, "error": "the loss became nan"}]
+    assert list(data["contrasts"][0]["per_seed"]) == ["0"]
+    assert "one seed decides nothing" in data["verdict"]
+
+
+def test_an_unfinished_study_has_no_verdict(finished_study, tmp_path):
+    import shutil
+
+    _, found = finished_study
+    copy = tmp_path / "copy"
+    shutil.copytree(found.folder, copy)
+    (copy / "nca/seed-1/final.json").unlink()
+    with pytest.raises(DataError, match="nca/seed-1 has not ended"):
+        compared(copy)
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_to_the_same_numbers(finished_study, tmp_path):
+    recipe, whole = finished_study
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "seedbed", "compare", str(recipe), "--jobs", "2", "--out", str(out)]
+    study = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(out.glob("*/*/metrics.jsonl")) and study.poll() is None:
+        time.sleep(0.02)
+    study.send_signal(signal.SIGKILL)
+    study.wait()
+    begun = time.monotonic()
+    while time.monotonic() - begun < 30 and list(out.glob("*/*/.lock")) and _alive(out):
+        time.sleep(0.1)  # workers notice that their study is gone, and stop
+    assert not _alive(out), "no worker is left behind"
+    again = commands.resume(out, jobs=2)
+    assert again.data["contrasts"][0]["per_seed"] == whole.data["contrasts"][0]["per_seed"]
+
+
+def _alive(out):
+    pids = [int(p.read_text().split()[0]) for p in out.glob("*/*/.lock")]
+    return [p for p in pids if Path(f"/proc/{p}").exists() and p != os.getpid()]
+
+
+@pytest.mark.slow
+def test_a_terminated_study_stops_its_runs_and_exits_130(recipe, tmp_path):
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "seedbed",
+        "compare",
+        str(recipe),
+        "--out",
+        str(out),
+        "--set",
+        "stages.text.budget.steps=100000",
+    ]
+    study = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not list(out.glob("*/*/metrics.jsonl")):
+        time.sleep(0.05)
+        assert study.poll() is None, study.stderr.read()
+    study.send_signal(signal.SIGINT)
+    _, said = study.communicate(timeout=60)
+    assert study.returncode == 130 and "seedbed resume" in said and "Traceback" not in said
+    assert list(out.glob("*/*/checkpoints/step-*"))
+    assert not list(out.rglob(".lock"))
+
+
+def test_the_control_against_itself_differs_in_the_body_s_initial_weights_only(recipe, tmp_path):
+    found = _compare(recipe, tmp_path / "aa", aa=True, jobs=2)
+    assert list(found.data["arms"]) == ["scratch", "again"] and found.data["aa"]
+    plans = [(tmp_path / f"aa/{arm}/seed-0/resolved.yaml").read_text().splitlines() for arm in ("scratch", "again")]
+    assert [b for a, b in zip(*plans, strict=True) if a != b] == ["arm: again", "  body_stream: init-second"] or sorted(
+        b.strip() for a, b in zip(*plans, strict=True) if a != b
+    ) == ["arm: again", "body_stream: init-second"]
+    assert found.data["contrasts"][0]["mean"] != 0
+
+
+def test_a_search_gives_every_arm_as_many_trials_and_never_reads_the_test_part(recipe, tmp_path):
+    found = tune(recipe, out=tmp_path / "tuning", jobs=2)
+    data = found.data
+    assert data["trials_per_arm"] == 2 and len(data["trials"]) == 4 and data["seeds"] == [1000]
+    for arm in ("scratch", "nca"):
+        best = min((t for t in data["trials"] if t["arm"] == arm), key=lambda t: t["mean"])
+        assert data["best"][arm] == best["settings"]
+    assert not list(found.folder.rglob("items.jsonl"))
+    assert all("test" not in json.loads(f.read_text()) for f in found.folder.rglob("final.json"))
+
+
+def test_unfair_searches_and_tuning_seeds_in_a_study_are_refused(recipe, tmp_path):
+    text = recipe.read_text()
+    recipe.write_text(
+        text.replace(
+            "scratch: {stages.text.optimizer.learning_rate: [1e-3, 3e-3]}",
+            "scratch: {stages.text.optimizer.learning_rate: [1e-3]}",
+        )
+    )
+    with pytest.raises(ConfigError, match="as many trials"):
+        tune(recipe, out=tmp_path / "a")
+    recipe.write_text(text)
+    with pytest.raises(RefusedError, match="were used for tuning"):
+        _compare(recipe, tmp_path / "b", seeds="0,1000")
+    recipe.write_text(text.replace("seeds: [1000]", "seeds: [1]"))
+    with pytest.raises(ConfigError, match="never used again"):
+        tune(recipe, out=tmp_path / "c")
+
+
+def test_a_grid_is_every_combination():
+    assert trials({"a": [1, 2], "b": [3, 4]}) == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
+
+
+def test_tokens_to_a_loss_are_interpolated_in_the_logarithm_and_must_hold():
+    curve = [(100, 3.0), (200, 2.0), (400, 1.0)]
+    assert tokens_to_reach(curve, 2.0) == 200
+    assert tokens_to_reach(curve, 1.5) == pytest.approx(200 * 2**0.5)
+    assert tokens_to_reach(curve, 0.5) is None
+    assert tokens_to_reach([(100, 3.0), (200, 1.4), (300, 1.6), (400, 1.0)], 1.5) == pytest.approx(
+        300 * (400 / 300) ** (0.1 / 0.6)
+    ), "a dip that does not last does not count"
+
+
+def test_a_study_without_pairs_says_so():
+    from seedbed.experiments.statistics import contrast
+
+    data = {"stage0": {}, "metric": "test_bits_per_byte", "margin": 0.01}
+    assert "nothing can be said" in sentence(data, [contrast("a", "b", {}, alpha=0.05)])
+
+
+def test_a_recipe_without_a_study_cannot_be_compared(recipe, tmp_path):
+    recipe.write_text(recipe.read_text().split("study:")[0])
+    with pytest.raises(ConfigError, match="has no study"):
+        _compare(recipe, tmp_path / "out")

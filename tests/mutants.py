@@ -1,0 +1,167 @@
+"""Fifteen one-line breakages, each of which a named test must catch: `make mutants`.
+
+Every mutant is made in a copy of the package; its test is run against the copy and must fail (and must pass without it, which
+`make test` shows).
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Mutant(NamedTuple):
+    """What is broken, where, how, and which test must notice."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTANTS = [
+    Mutant(
+        "patch endianness",
+        "nca/patches.py",
+        "(self.states ** np.arange(p * p)).astype(np.int32)",
+        "(self.states ** np.arange(p * p)[::-1]).astype(np.int32)",
+        "nca/test_patches_and_check.py::test_the_first_cell_of_a_patch_is_the_units_digit",
+    ),
+    Mutant(
+        "state axis does not wrap",
+        "nca/rule.py",
+        "merged[:, 0] += first_KCS[:, -1]",
+        "merged[:, 0] += 0",
+        "nca/test_patches_and_check.py::test_the_authors_vectors_are_met",
+    ),
+    Mutant(
+        "gzip of another data type",
+        "nca/complexity.py",
+        'dtype="<i4"',
+        'dtype="<i8"',
+        "nca/test_patches_and_check.py::test_the_authors_vectors_are_met",
+    ),
+    Mutant(
+        "validation rules drawn like training rules",
+        "nca/rule.py",
+        '_SPLIT_OF = {"train": 0, "valid": 2, "test": 3}',
+        '_SPLIT_OF = {"train": 0, "valid": 0, "test": 0}',
+        "nca/test_automaton.py::test_rules_of_different_splits_are_disjoint_by_construction",
+    ),
+    Mutant(
+        "rejected rules are not charged",
+        "nca/automaton.py",
+        "updates = (attempt + 1) * selection_updates",
+        "updates = selection_updates",
+        "nca/test_automaton.py::test_every_accepted_rule_lies_strictly_inside_the_band",
+    ),
+    Mutant(
+        "loss mask off by one",
+        "sources/nca.py",
+        "weights_T[: self.frame_tokens] = 0",
+        "weights_T[: self.frame_tokens + 1] = 0",
+        "sources/test_sources.py::test_the_published_row_counts_987_of_1024_targets",
+    ),
+    Mutant(
+        "rotary halves swapped",
+        "models/transformer.py",
+        "turned = torch.cat([-second, first], dim=-1)",
+        "turned = torch.cat([second, -first], dim=-1)",
+        "models/test_transformer.py::test_logits_are_those_of_hugging_face_s_llama",
+    ),
+    Mutant(
+        "transfer skips a tensor",
+        "transfer/rules.py",
+        'if action != "fresh":',
+        'if action != "fresh" and role.tensor != "down":',
+        "transfer/test_rules.py::test_the_published_rule_keeps_the_body_and_renews_embedding_and_head",
+    ),
+    Mutant(
+        "Holm in the wrong order",
+        "experiments/statistics.py",
+        "(len(p_values) - rank) *",
+        "(1 + rank) *",
+        "experiments/test_statistics.py::test_holm_by_hand",
+    ),
+    Mutant(
+        "intervals from the normal distribution",
+        "experiments/statistics.py",
+        "stats.t.ppf(0.5 + level / 2, n - 1)",
+        "stats.norm.ppf(0.5 + level / 2)",
+        "experiments/test_statistics.py::test_interval_and_p_are_the_paired_t_test_s",
+    ),
+    Mutant(
+        "mean of micro-batch means",
+        "engine/train.py",
+        "total = total + weight * part.sum_nats / count",
+        "total = total + weight * part.sum_nats / objective.count(piece)",
+        "engine/test_engine.py::test_the_size_of_a_micro_batch_changes_nothing_but_rounding",
+    ),
+    Mutant(
+        "resume forgets the optimizer's moments",
+        "engine/checkpoints.py",
+        "optimizer.state[parameter][key] = moved",
+        "parameter.moved = moved",
+        "engine/test_engine.py::test_half_then_the_other_half_is_the_whole_to_the_bit",
+    ),
+    Mutant(
+        "windows show the token that they ask for",
+        "scorers/own_run.py",
+        "shown_BT[row, : end - begin] = with_boundary[begin:end]",
+        "shown_BT[row, : end - begin] = x[begin:end]",
+        "evaluate/test_evaluate.py::test_every_byte_is_scored_once_with_the_loss_it_has_in_its_window",
+    ),
+    Mutant(
+        "bits per byte in nats",
+        "evaluate/bits_per_byte.py",
+        '"bits_per_byte": nats / log(2) / size',
+        '"bits_per_byte": nats / size',
+        "evaluate/test_evaluate.py::test_a_uniform_model_over_bytes_has_eight_bits_per_byte",
+    ),
+    Mutant(
+        "a checkpoint's hash is not looked at",
+        "engine/checkpoints.py",
+        'if sha256(raw).hexdigest() != state["sha256"][name]:',
+        "if False:",
+        "engine/test_engine.py::test_a_harmed_checkpoint_is_named",
+    ),
+]
+
+
+def main() -> int:
+    survivors = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "seedbed"
+        for mutant in MUTANTS:
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(ROOT / "src/seedbed", copy, ignore=shutil.ignore_patterns("__pycache__"))
+            file = copy / mutant.file
+            text = file.read_text()
+            assert text.count(mutant.old) == 1, f"{mutant.what}: {mutant.file} holds {mutant.old!r} not once"
+            file.write_text(text.replace(mutant.old, mutant.new))
+            done = subprocess.run(
+                [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", f"tests/{mutant.test}"],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": folder},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            caught = done.returncode == 1 and "failed" in done.stdout
+            print(f"{'caught' if caught else 'SURVIVED':9} {mutant.what}: {mutant.test.split('::')[1]}", flush=True)
+            if not caught:
+                survivors.append((mutant.what, done.stdout[-2000:] + done.stderr[-500:]))
+    for what, output in survivors:
+        print(f"\n{what}:\n{output}")
+    print(f"{len(MUTANTS) - len(survivors)} of {len(MUTANTS)} caught")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from seedbed.core.errors import DataError
+from seedbed.experiments import commands
+from seedbed.report import figures
+from seedbed.report.page import write_page
+
+
+class Strict(HTMLParser):
+    """Collects tags, and fails on ones that are closed in the wrong order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.sources = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [v for k, v in attrs if k in ("src", "href", "xlink:href") and v and not v.startswith("#")]
+        if tag not in ("meta", "img", "br", "hr", "link"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def _page(recipe, tmp_path, **settings):
+    folder = commands.run(recipe, out=tmp_path / "run", arm="nca", threads=1, say=lambda line: None, **settings).folder
+    return folder, (folder / "report.html").read_text()
+
+
+def test_the_page_is_whole_self_contained_and_safe(recipe, tmp_path):
+    folder, html = _page(recipe, tmp_path)
+    parser = Strict()
+    parser.feed(html)
+    assert parser.open == []
+    assert "script" not in parser.tags and "link" not in parser.tags
+    assert all(s.startswith("data:image/png;base64,") for s in parser.sources)
+    assert "default-src 'none'" in html
+    assert "prefers-color-scheme: dark" in html and "#010203" not in html
+    assert html.count("<svg") == 3 and "currentColor" in html
+    for name in ("curves", "stage0", "complexity"):
+        assert (folder / f"figures/{name}.svg").read_text().startswith("<svg")
+        assert json.loads((folder / f"figures/{name}.json").read_text())
+
+
+def test_text_from_recipe_and_model_is_escaped(recipe, tmp_path):
+    recipe.write_text(recipe.read_text().replace('samples: ["a"]', 'samples: ["<b>&x</b><script>alert(1)</script>"]'))
+    _, html = _page(recipe, tmp_path)
+    assert "<script>" not in html and "&lt;script&gt;" in html
+
+
+def test_a_page_can_be_written_anew_and_is_the_same(recipe, tmp_path):
+    folder, html = _page(recipe, tmp_path)
+    (folder / "report.html").unlink()
+    assert write_page(folder).read_text() == html
+
+
+def test_a_folder_without_results_is_refused(tmp_path):
+    with pytest.raises(DataError, match="neither comparison.json nor final.json"):
+        write_page(tmp_path)
+
+
+def test_pages_are_written_without_torch():
+    code = "import sys, seedbed.report.page; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_figures_carry_their_data():
+    series = {"scratch": {"0": [(1, 3.0), (2, 2.0)], "1": [(1, 3.2), (2, 2.2)]}}
+    made = figures.curves(series, xlabel="tokens", ylabel="nats")
+    assert made.data["scratch"] == {"x": [1, 2], "mean": [3.1, 2.1], "low": [3.0, 2.0], "high": [3.2, 2.2]}
+    assert re.search(r'<svg [^>]*viewBox="[^"]*"', made.svg) and 'width="504' not in made.svg[:300]
+    assert figures.curves(series, xlabel="tokens", ylabel="nats").svg == made.svg, "the same data give the same bytes"

@@ -1,0 +1,187 @@
+"""The command line as a user meets it: exit codes, one paragraph an error, no traceback."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from seedbed.core.errors import SeedbedError
+from tests.conftest import DATA
+
+
+def _seedbed(*words, cwd=None, env=None):
+    done = subprocess.run(
+        [sys.executable, "-m", "seedbed", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        timeout=300,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def _fails(code, *words, cwd=None, saying=""):
+    done = _seedbed(*words, cwd=cwd)
+    assert done.returncode == code, (done.returncode, done.stderr)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("seedbed: ") and saying in lines[0], done.stderr
+    return lines[0]
+
+
+def test_every_kind_of_error_has_its_exit_code():
+    assert {e.__name__: e.exit_code for e in SeedbedError.__subclasses__()} == {
+        "RunFailedError": 1,
+        "ConfigError": 2,
+        "DataError": 3,
+        "RefusedError": 4,
+        "InterruptedRunError": 130,
+    }
+
+
+def test_version_and_help():
+    assert _seedbed("--version").stdout.startswith("seedbed ")
+    text = _seedbed("--help").stdout
+    commands = {"run", "compare", "tune", "resume", "report", "eval", "sample", "list", "explain", "validate", "doctor", "nca"}
+    assert all(command in text for command in commands)
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "saying"),
+    [
+        (2, ["run", "nca-txt"], "did you mean 'nca-text'"),
+        (2, ["run", "nca-text", "--set", "stages.text.budgett=1"], "unknown key; did you mean 'budget'"),
+        (2, ["run", "nca-text", "--set", "model.size=9M"], "no size '9M'"),
+        (2, ["run", "nca-text", "--set", "streams.soil.source.band=[0.9, 1.0]"], "no rule can reach the band 0.9 to 1"),
+        (2, ["run", "nca-text", "--set", "streams.soil.source.kind=nc"], "did you mean 'nca'"),
+        (2, ["run", "nca-text", "--set", "nonsense"], "--set takes A.B=VALUE"),
+        (2, ["run", "nca-text", "--arm", "ncaa"], "did you mean 'nca'"),
+        (2, ["run", "nca-text", "--bogus"], "--bogus"),
+        (2, ["compare"], "compare needs a recipe"),
+        (2, ["compare", "nca-text", "--seeds", "x"], "cannot read the seeds 'x'"),
+        (2, ["nca", "generate", "--states", "2", "--band", "0.5-1.0", "--rows", "1", "--out", "x.npy"], "no rule can reach"),
+        (2, ["nca", "generate", "--rows", "1", "--out", "x.npy", "--band", "high"], "--band takes LO-HI"),
+        (2, ["nca", "show", "--grid", "5"], "patch must divide grid"),
+        (2, ["explain", "adamv"], "did you mean 'adamw'"),
+        (2, ["list", "everything"], "parts, recipes or runs"),
+        (3, ["run", "none.yaml"], "there is no recipe file none.yaml"),
+        (3, ["run", "nca-text", "--corpus", "missing.txt"], "nothing is found at missing.txt"),
+        (3, ["eval", "norun", "--text", "x"], "not a run folder"),
+        (3, ["resume", "norun"], "there is no folder norun"),
+        (3, ["report", "."], "neither comparison.json nor final.json"),
+        (3, ["nca", "check", "none.npz"], "cannot read none.npz"),
+        (3, ["compare", "--check", "."], "no comparison.json"),
+    ],
+    ids=lambda x: " ".join(map(str, x)) if isinstance(x, list) else None,
+)
+def test_bad_input_is_one_paragraph_with_the_right_code(code, words, saying, tmp_path):
+    _fails(code, *words, cwd=tmp_path, saying=saying)
+    assert list(tmp_path.iterdir()) == [], "nothing was begun"
+
+
+def test_bad_corpora_name_file_and_byte(tmp_path):
+    (tmp_path / "bad.txt").write_bytes(b"good\n\xfe\xff")
+    _fails(3, "run", "nca-text", "--corpus", "bad.txt", cwd=tmp_path, saying="bad.txt is not UTF-8 at byte 5")
+    (tmp_path / "empty.txt").write_text("")
+    _fails(3, "compare", "nca-text", "--corpus", "empty.txt", cwd=tmp_path, saying="holds no text")
+    (tmp_path / "short").mkdir()
+    for name in "abc":
+        (tmp_path / "short" / f"{name}.txt").write_text(name)
+    _fails(3, "run", "nca-text", "--corpus", "short", cwd=tmp_path, saying="a row needs 129")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_broken_recipe_names_its_line(tmp_path):
+    (tmp_path / "bad.yaml").write_text("name: x\nmodel: {kind: decoder\n")
+    _fails(2, "validate", "bad.yaml", cwd=tmp_path, saying="bad.yaml is not valid YAML 1.2 at line")
+
+
+def test_debug_shows_the_traceback():
+    done = subprocess.run(
+        [sys.executable, "-m", "seedbed", "--debug", "run", "none.yaml"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3 and "Traceback" in done.stderr
+
+
+def test_rows_are_written_as_int32_and_the_same_with_two_threads(tmp_path):
+    words = ["nca", "generate", "--states", 4, "--grid", 8, "--patch", 2, "--band", "0.2-0.5", "--rows", 12, "--seed", 3]
+    first = json.loads(_seedbed(*words, "--out", tmp_path / "a.npy", "--json").stdout)
+    second = json.loads(_seedbed(*words, "--out", tmp_path / "b.npy", "--threads", 2, "--json").stdout)
+    rows = np.load(tmp_path / "a.npy")
+    assert rows.dtype == np.int32 and rows.shape == (12, first["tokens"]) and rows.shape[1] >= 1025
+    assert rows.shape[1] % 18 == 0 and (rows[:, ::18] == 256).all() and (rows[:, 17::18] == 257).all()
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    assert first["sha256"] == second["sha256"]
+
+
+def test_vectors_are_checked_with_every_number(tmp_path):
+    done = _seedbed("nca", "check", DATA / "vectors_n10.npz", "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 0 and found["ok"] is True
+    wanted = "logits_max_abs_error step_agreement float_step_agreement clear_step_agreement tokens_equal gzip_equal ok"
+    assert set(wanted.split()) <= set(found)
+    with np.load(DATA / "vectors_n4.npz") as archive:
+        vectors = {n: archive[n] for n in archive.files}
+    vectors["tokens"] = vectors["tokens"] + 1
+    np.savez(tmp_path / "off.npz", **vectors)
+    done = _seedbed("nca", "check", tmp_path / "off.npz", "--json")
+    assert done.returncode == 1 and json.loads(done.stdout)["tokens_equal"] is False
+
+
+def test_automata_are_shown_and_counted(tmp_path):
+    assert "gzip ratios" in _seedbed("nca", "show", "--states", 2, "--grid", 8, "--out", tmp_path / "x.png").stdout
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads(_seedbed("nca", "stats", "--states", 2, "--rules", 50, "--band", "0.1-0.2", "--json").stdout)
+    assert found["rules"] == 50 and sum(found["shares"].values()) == pytest.approx(1) and 0 < found["acceptance"] < 1
+
+
+def test_recipes_parts_and_their_explanations_are_listed():
+    recipes = json.loads(_seedbed("list", "recipes", "--json").stdout)
+    assert {"nca-demo", "nca-text"} <= {r["name"] for r in recipes}
+    assert "sources.nca" in _seedbed("list", "parts").stdout
+    assert "stage soil" in _seedbed("explain", "nca-text").stdout
+    assert "rule_pool" in _seedbed("explain", "sources.nca").stdout
+    assert "is valid; arms: scratch, nca" in _seedbed("validate", "nca-demo").stdout
+
+
+def test_the_resolved_recipe_and_the_estimate_are_printed_without_a_folder(recipe, tmp_path):
+    assert "arm: nca" in _seedbed("run", recipe, "--arm", "nca", "--print-config", cwd=tmp_path).stdout
+    text = _seedbed("run", recipe, "--arm", "nca", "--dry-run", cwd=tmp_path).stdout
+    assert "stage soil: 6 steps, 768 tokens" in text and "MiB" in text
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_whole_session(recipe, corpus, tmp_path):
+    """Run, look, evaluate, sample, compare, check, list, resume: each command, with JSON where it is offered."""
+    done = _seedbed("run", recipe, "--arm", "nca", "--out", "r", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout.splitlines()[-1])["status"] == "done" and "page: r/report.html" in done.stdout
+    _fails(4, "run", recipe, "--arm", "nca", "--out", "r", cwd=tmp_path, saying="seedbed resume r")
+    found = json.loads(_seedbed("eval", "r", "--text", corpus, "--json", cwd=tmp_path).stdout)
+    assert set(found) >= {"loss_nats", "tokens", "bytes", "bits_per_byte"} and found["bytes"] == corpus.stat().st_size
+    assert (
+        json.loads(_seedbed("sample", "r", "--prompt", "The ", "--tokens", 3, "--json", cwd=tmp_path).stdout)[0]["prompt"]
+        == "The "
+    )
+    assert _seedbed("resume", "r", cwd=tmp_path).returncode == 0
+    done = _seedbed("compare", recipe, "--jobs", 2, "--out", "s", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for word in (
+        "machine:",
+        "arms: scratch, nca; seeds: 0, 1",
+        "estimated:",
+        "verdict:",
+        "the paper reports 0.06 nats",
+        "page: s/",
+    ):
+        assert word in done.stdout, word
+    assert json.loads(done.stdout.splitlines()[-1])["control"] == "scratch"
+    assert _seedbed("compare", "--check", "s", cwd=tmp_path).returncode == 0
+    assert "done" in _seedbed("list", "runs", "--folder", ".", cwd=tmp_path).stdout
+    assert "page: s/report.html" in _seedbed("report", "s", cwd=tmp_path).stdout
+    _fails(4, "compare", recipe, "--out", "s", "--set", "stages.text.clip_norm=0.1", cwd=tmp_path, saying="holds another study")
