@@ -1,5 +1,7 @@
 # Two commands do everything: `make demo` and `make test`. Both set up .venv first.
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+# The first interpreter of 3.11 or 3.12 that can make virtual environments; another one: make PYTHON=/path/to/python3.12 ...
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 READY := .venv/.ready
@@ -10,7 +12,7 @@ setup: $(READY)
 
 # CONSTRAINTS=other.txt installs other versions, for example a CUDA build of torch.
 $(READY): pyproject.toml $(CONSTRAINTS)
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "seedbed needs Python 3.11 or 3.12, found %d.%d; run make PYTHON=/path/to/python3.12" % v)'
+	@test -n "$(PYTHON)" || { echo "seedbed needs Python 3.11 or 3.12 with venv; run make PYTHON=/path/to/python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
