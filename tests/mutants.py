@@ -71,8 +71,8 @@ MUTANTS = [
     Mutant(
         "rotary halves swapped",
         "models/transformer.py",
-        "turned = torch.cat([-second, first], dim=-1)",
-        "turned = torch.cat([second, -first], dim=-1)",
+        "torch.cat([-sin, sin], dim=-1)",
+        "torch.cat([sin, -sin], dim=-1)",
         "models/test_transformer.py::test_logits_are_those_of_hugging_face_s_llama",
     ),
     Mutant(

@@ -3,10 +3,11 @@ import pytest
 
 from seedbed.core.errors import ConfigError
 from seedbed.nca.automaton import Automaton
-from seedbed.nca.reference import float_logits
+from seedbed.nca.reference import float_logits, integer_rule
 from seedbed.nca.rollout import logits, roll_out, start_grid
 from seedbed.nca.rule import LOGIT_BITS, _draw, compose, draw_rule, lecun_scale
 from seedbed.nca.tables import FRACTION_BITS, GUMBEL, TRUNCATED_NORMAL, build, tables
+from tests.conftest import DATA
 
 
 def test_the_shipped_tables_are_the_quantiles_they_claim_to_be():
@@ -119,10 +120,11 @@ def test_start_states_share_one_distribution_or_are_uniform():
     np.testing.assert_allclose(uniform, 0.25, atol=0.05)
 
 
-def test_weights_that_overflow_are_refused():
-    first, second, third = (w * 100 for w in _float_weights(2))
+def test_weights_that_could_overflow_are_refused():
+    with np.load(DATA / "vectors_n4.npz") as vectors:
+        weights = {n: vectors[n][0] * 10 for n in vectors.files if n.startswith("Conv")}
     with pytest.raises(ConfigError, match="overflow"):
-        compose(first, second, third, *[np.zeros(n, dtype=np.int64) for n in (4, 16, 2)], wrap_states=True)
+        integer_rule(weights)
 
 
 def test_no_floating_point_enters_the_generating_path():

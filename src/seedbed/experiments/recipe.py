@@ -200,6 +200,14 @@ class RunPlan(_Strict):
         facts = self.model_dump(by_alias=True, exclude={"device", "threads"})
         return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
+    def tokens(self) -> int:
+        """Return the tokens that all stages show, as far as their budgets say it without a model (0 for FLOPs)."""
+        shown = 0
+        for stage in self.stages:
+            stream = self.streams[stage.stream]
+            shown += stage.budget.tokens or (stage.budget.steps or 0) * stream.batch_size * stream.seq_len
+        return shown
+
     def to_yaml(self) -> str:
         return dump_yaml(json.loads(self.model_dump_json(by_alias=True)))
 

@@ -219,8 +219,8 @@ def run_all(
     threads: int,
     watch: Callable[[list[RunStatus]], None],
 ) -> None:
-    """Run what has not ended, seed by seed, at most `jobs` at a time, each in a process of its own."""
-    order = sorted(plans, key=lambda k: (k[1], list(dict.fromkeys(a for a, _ in plans)).index(k[0])))
+    """Run what has not ended, the longest first, at most `jobs` at a time, each in a process of its own."""
+    order = sorted(plans, key=lambda k: -plans[k].tokens())
     waiting = [k for k in order if finished(folder / k[0] / f"seed-{k[1]}") is None]
     running: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
     told: set[tuple[str, int]] = set()

@@ -269,20 +269,23 @@ class Outputs:
 def rotary(
     seq_len: int, *, head_width: int, base: float, device: torch.device, positions_BT: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine of every position and channel, shaped to multiply (B, H, T, K)."""
+    """Return cosine and signed sine of every position and channel, shaped to multiply (B, H, T, K).
+
+    The sine of the first half is negative: there `rotated` subtracts.
+    """
     channels = torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width
     if positions_BT is None:
         positions_BT = torch.arange(seq_len, device=device)[None]
     angles = positions_BT[..., None].float() / base**channels
-    angles = torch.cat([angles, angles], dim=-1)[:, None]
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-def rotated(states_BHTK: Float[Tensor, "B H T K"], cos: Tensor, sin: Tensor) -> Float[Tensor, "B H T K"]:
+def rotated(states_BHTK: Float[Tensor, "B H T K"], cos: Tensor, signed_sin: Tensor) -> Float[Tensor, "B H T K"]:
     """Rotate channel k together with channel k + K/2 (the halves convention of Llama)."""
     first, second = states_BHTK.chunk(2, dim=-1)
-    turned = torch.cat([-second, first], dim=-1)
-    return (states_BHTK * cos + turned * sin).to(states_BHTK.dtype)
+    swapped = torch.cat([second, first], dim=-1)
+    return torch.addcmul(states_BHTK * cos, swapped, signed_sin).to(states_BHTK.dtype)
 
 
 def attention_mask(batch: Batch, config: Decoder) -> Bool[Tensor, "B 1 T T"]:

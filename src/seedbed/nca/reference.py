@@ -6,7 +6,8 @@ Letters: R rules, F frames, G grid side, N states, C input channels (N + 2 with 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from seedbed.nca.rule import Rule, compose
+from seedbed.core.errors import ConfigError
+from seedbed.nca.rule import HIDDEN_BITS, Rule, compose
 from seedbed.nca.tables import FRACTION_BITS
 
 Weights = dict[str, np.ndarray]  # Conv_{0,1,2}_kernel and _bias of one rule, as the authors' generator names them
@@ -26,7 +27,14 @@ def float_logits(weights: Weights, grid_GG: UInt8[np.ndarray, "G G"], *, states:
 
 
 def integer_rule(weights: Weights) -> Rule:
-    """Return the given float weights as an integer rule, each rounded to FRACTION_BITS fractional bits."""
+    """Return the given float weights as an integer rule, each rounded to FRACTION_BITS fractional bits.
+
+    Raises ConfigError for weights so large that a hidden value could overflow.
+    """
+    spread = np.abs(weights["Conv_0_kernel"]).sum((0, 1)).max() * 2 + np.abs(weights["Conv_0_bias"]).max()
+    reach = 4 * spread * np.abs(weights["Conv_1_kernel"]).max() + np.abs(weights["Conv_1_bias"]).max()
+    if not reach < 2 ** (31 - HIDDEN_BITS):
+        raise ConfigError(f"weights this large could overflow: a hidden value might reach {reach:.0f}, allowed are 127")
     fixed = {name: np.rint(value.astype(np.float64) * 2**FRACTION_BITS).astype(np.int64) for name, value in weights.items()}
     first = fixed["Conv_0_kernel"]
     return compose(

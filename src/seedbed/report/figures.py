@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 COLORS = ["#5b84b1", "#e0812f", "#2f9e74", "#b0609c", "#a58a1f", "#777777"]
 _INK = "#010203"  # stands for currentColor while matplotlib draws
@@ -44,6 +44,7 @@ def curves(series: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *,
             axes.plot(xs, ys.mean(0), color=color, label=f"{arm} ({len(ys)} seeds)", marker="o", markersize=3)
             axes.fill_between(xs, ys.min(0), ys.max(0), color=color, alpha=0.25, linewidth=0)
         axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         _zoom(axes, [d["mean"] for d in data.values()])
         axes.legend(frameon=False)
 
