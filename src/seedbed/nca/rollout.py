@@ -41,7 +41,7 @@ def _start(key, n, cells, uniform, table):
 
 
 @njit(cache=True, nogil=True)
-def _cell_logits(grid, row, column, g, table_KNH, bias_H, out_HN, out_bias_N, hidden, logits):
+def _cell_logits(grid, row, column, g, table_KNH, bias_H, out_NH, out_bias_N, hidden, logits):
     for h in range(HIDDEN):
         hidden[h] = bias_H[h]
     for k in range(9):
@@ -52,13 +52,13 @@ def _cell_logits(grid, row, column, g, table_KNH, bias_H, out_HN, out_bias_N, hi
         state = grid[r * g + c]
         for h in range(HIDDEN):
             hidden[h] += table_KNH[k, state, h]
-    for s in range(logits.size):
-        logits[s] = out_bias_N[s]
     for h in range(HIDDEN):
-        if hidden[h] > 0:
-            value = np.int64(hidden[h])
-            for s in range(logits.size):
-                logits[s] += value * np.int64(out_HN[h, s])
+        hidden[h] = max(hidden[h], 0)
+    for s in range(logits.size):
+        total = out_bias_N[s]
+        for h in range(HIDDEN):
+            total += np.int64(hidden[h]) * np.int64(out_NH[s, h])
+        logits[s] = total
 
 
 @njit(cache=True, nogil=True)
@@ -93,7 +93,7 @@ def _update(grid, out, g, rule_table, rule_bias, rule_out, rule_out_bias, key, t
 
 
 @njit(cache=True, nogil=True)
-def _run(grid, frames, burn_in, stride, first_update, g, table, bias_H, out_HN, out_bias, key, temperature, bias, gumbel):
+def _run(grid, frames, burn_in, stride, first_update, g, table, bias_H, out_NH, out_bias, key, temperature, bias, gumbel):
     hidden = np.empty(HIDDEN, dtype=np.int32)
     logits = np.empty(out_bias.size, dtype=np.int64)
     other = np.empty_like(grid)
@@ -101,7 +101,7 @@ def _run(grid, frames, burn_in, stride, first_update, g, table, bias_H, out_HN, 
     for f in range(frames.shape[0]):
         for _ in range(burn_in if f == 0 else stride):
             step_key = mix(key ^ mix(_STEPS + np.uint64(update)))
-            _update(grid, other, g, table, bias_H, out_HN, out_bias, step_key, temperature, bias, gumbel, hidden, logits)
+            _update(grid, other, g, table, bias_H, out_NH, out_bias, step_key, temperature, bias, gumbel, hidden, logits)
             grid, other = other, grid
             update += 1
         frames[f] = grid
@@ -141,7 +141,7 @@ def roll_out(
         side,
         rule.table_KNH,
         rule.bias_H,
-        rule.out_HN,
+        rule.out_NH,
         rule.out_bias_N,
         np.uint64(key),
         round(temperature * 2**TEMPERATURE_BITS),
@@ -152,16 +152,16 @@ def roll_out(
 
 
 @njit(cache=True, nogil=True)
-def _all_logits(grid, g, table_KNH, bias_H, out_HN, out_bias_N, out):
+def _all_logits(grid, g, table_KNH, bias_H, out_NH, out_bias_N, out):
     hidden = np.empty(HIDDEN, dtype=np.int32)
     for row in range(g):
         for column in range(g):
-            _cell_logits(grid, row, column, g, table_KNH, bias_H, out_HN, out_bias_N, hidden, out[row * g + column])
+            _cell_logits(grid, row, column, g, table_KNH, bias_H, out_NH, out_bias_N, hidden, out[row * g + column])
 
 
 def logits(rule: Rule, grid_GG: UInt8[np.ndarray, "G G"]) -> Int64[np.ndarray, "G G N"]:
     """Return the network's output for every cell, with LOGIT_BITS fractional bits (before bias and noise)."""
     side = grid_GG.shape[0]
-    out = np.empty((side * side, rule.out_HN.shape[1]), dtype=np.int64)
+    out = np.empty((side * side, rule.out_NH.shape[0]), dtype=np.int64)
     _all_logits(grid_GG.reshape(-1), side, *rule, out)
     return out.reshape(side, side, -1)

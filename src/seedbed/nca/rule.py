@@ -34,7 +34,7 @@ class Rule(NamedTuple):
 
     table_KNH: Int32[np.ndarray, "9 N 16"]  # HIDDEN_BITS fractional bits
     bias_H: Int32[np.ndarray, "16"]  # HIDDEN_BITS
-    out_HN: Int32[np.ndarray, "16 N"]  # FRACTION_BITS
+    out_NH: Int32[np.ndarray, "N 16"]  # FRACTION_BITS
     out_bias_N: Int64[np.ndarray, "N"]  # LOGIT_BITS
 
 
@@ -129,6 +129,6 @@ def compose(
     return Rule(
         table_KNH=((merged @ second_SH + half) >> drop).astype(np.int32),
         bias_H=((bias + half) >> drop).astype(np.int32),
-        out_HN=third_HN.astype(np.int32),
+        out_NH=np.ascontiguousarray(third_HN.T, dtype=np.int32),
         out_bias_N=third_bias_N << HIDDEN_BITS,
     )
