@@ -160,6 +160,31 @@ def test_a_recipe_changed_since_its_checkpoint_is_refused(recipe, tmp_path, monk
         commands.resume(folder, say=lambda line: None)
 
 
+def test_data_changed_since_the_checkpoint_are_refused(recipe, corpus, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    create(load(recipe).plan(arm="scratch", seed=0, threads=1), folder, recipe_text="x")
+    monkeypatch.setattr(module._Signals, "stopped", lambda self: True)
+    with pytest.raises(InterruptedRunError):
+        execute(folder, say=lambda line: None)
+    monkeypatch.undo()
+    before = corpus.read_text()
+    corpus.write_text(before + "One more line.\n")
+    with pytest.raises(RefusedError, match="the data of stream text changed"):
+        commands.resume(folder, say=lambda line: None)
+    corpus.write_text(before)
+    assert commands.resume(folder, say=lambda line: None).final["status"] == "done"
+
+
+def test_a_run_that_has_not_reached_text_cannot_be_sampled(recipe, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    create(load(recipe).plan(arm="nca", seed=0, threads=1), folder, recipe_text="x")
+    monkeypatch.setattr(module._Signals, "stopped", lambda self: True)
+    with pytest.raises(InterruptedRunError):
+        execute(folder, say=lambda line: None)
+    with pytest.raises(DataError, match="has not reached its last stage"):
+        commands.sample(folder, ["a"], new_tokens=1)
+
+
 def test_a_nan_loss_stops_keeps_the_good_checkpoint_and_is_recorded(recipe, tmp_path):
     text = recipe.read_text().replace("schedule: {kind: wsd}", "schedule: {kind: wsd}\n    clip_norm: null")
     text = text.replace("budget: {steps: 8}", "budget: {steps: 4000}").replace("checkpoint_every: 5", "checkpoint_every: 1")
@@ -184,7 +209,7 @@ def test_no_space_left_is_one_sentence_and_resumable(recipe, tmp_path, monkeypat
     with pytest.raises(RunFailedError, match="no space left while writing"):
         _run(recipe, tmp_path / "full")
     monkeypatch.undo()
-    (tmp_path / "full/final.json").unlink(missing_ok=True)
+    assert finished(tmp_path / "full") is None, "a full disk says nothing about the method"
     commands.resume(tmp_path / "full", say=lambda line: None)
     _same(whole, tmp_path / "full")
 

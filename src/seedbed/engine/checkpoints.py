@@ -60,6 +60,9 @@ def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: torch.optim.Op
     if set(weights) != set(wanted):
         odd = sorted(set(weights) ^ set(wanted))
         raise DataError(f"the checkpoint {folder} does not fit this model: {', '.join(odd[:4])} on one side only")
+    misfits = [n for n in wanted if wanted[n].shape != weights[n].shape]
+    if misfits:
+        raise DataError(f"the checkpoint {folder} does not fit this model: {', '.join(misfits[:4])} have other shapes")
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(weights[name])

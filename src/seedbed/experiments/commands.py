@@ -7,7 +7,7 @@ from typing import Any
 
 from seedbed.core.errors import ConfigError, DataError
 from seedbed.core.protocols import Tokenizer
-from seedbed.engine.checkpoints import latest, load_checkpoint
+from seedbed.engine.checkpoints import latest, load_checkpoint, read_state
 from seedbed.engine.precision import prepare_machine
 from seedbed.evaluate.bits_per_byte import BitsPerByte, summary
 from seedbed.experiments.assemble import build_model, build_stream, check_parts
@@ -84,6 +84,8 @@ def open_run(folder: Path, *, device: str = "auto") -> Trained:
     checkpoint = latest(folder / "checkpoints")
     if checkpoint is None:
         raise DataError(f"{folder} has no checkpoint yet; let it run on with `seedbed resume {folder}`")
+    if read_state(checkpoint)["counters"]["stage"] < len(plan.stages) - 1:
+        raise DataError(f"{folder} has not reached its last stage yet; let it run on with `seedbed resume {folder}`")
     stage = plan.stages[-1]
     stream = build_stream(stage.stream, plan.streams[stage.stream])
     if stream.tokenizer is None:

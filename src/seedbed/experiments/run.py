@@ -63,8 +63,8 @@ def create(plan: RunPlan, folder: Path, *, recipe_text: str) -> None:
 def execute(folder: Path, *, say: Callable[[str], None] = print) -> RunResult:
     """Start, or go on with, the run of a folder until it is finished, and return its result.
 
-    A finished run is returned as it is. Raises RunFailedError, InterruptedRunError and whatever its data raise; a failure is
-    recorded in final.json first.
+    A finished run is returned as it is. Raises RunFailedError for a loss that is not finite (recorded in final.json first) and
+    when nothing can be written (not recorded), InterruptedRunError after a signal, and whatever its data raise.
     """
     plan = read_plan(folder)
     with locked(folder):
@@ -74,12 +74,13 @@ def execute(folder: Path, *, say: Callable[[str], None] = print) -> RunResult:
         with _Signals() as signals, _Log(folder / "log.txt", say) as log:
             try:
                 final = _run(plan, folder, signals=signals, log=log)
-            except (RunFailedError, OSError) as e:
-                failed = e if isinstance(e, RunFailedError) else _no_space(e, folder)
-                log(f"failed: {failed}")
-                with suppress(OSError):
-                    write_json(folder / "final.json", {"status": "failed", "error": str(failed), **_identity(plan)})
-                raise failed from e
+            except RunFailedError as e:
+                log(f"failed: {e}")
+                write_json(folder / "final.json", {"status": "failed", "error": str(e), **_identity(plan)})
+                raise
+            except OSError as e:  # nothing about the method: not recorded as a result, to be resumed
+                log(f"stopped: {_no_space(e, folder)}")
+                raise _no_space(e, folder) from e
     return RunResult(folder=folder, final=final)
 
 
@@ -109,6 +110,13 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
         log(f"going on after step {state['counters']['run_step']}")
 
     built = {spec.stream: build_stream(spec.stream, plan.streams[spec.stream]) for spec in plan.stages}
+    data = {name: b.source.fingerprint() for name, b in built.items()}
+    if state and state["data"] != data:
+        changed = ", ".join(name for name in data if state["data"].get(name) != data[name])
+        raise RefusedError(
+            f"the data of stream {changed} changed since the checkpoint was written; put them back, "
+            "or start a new run with another --out"
+        )
     counters = Counters(**state["counters"]) if state else Counters(positions=dict.fromkeys(built, 0))
     ledger = Ledger.from_json(state["ledger"]) if state else Ledger()
     extras: dict[str, Any] = state["extras"] if state else {"transfer": {}, "stage0": {}, "borders": {}}
@@ -151,7 +159,7 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
                     "ledger": ledger.to_json(),
                     "extras": extras,
                     "plan": plan.fingerprint(),
-                    "data": _data_fingerprints(built),
+                    "data": data,
                     "threads": machine.threads,
                     "environment": _exactness(facts),
                 },
@@ -204,7 +212,7 @@ def _finish(
         "stage0": extras["stage0"],
         "transfer": extras["transfer"],
         "ledger": ledger.to_json(),
-        "data": _data_fingerprints(built),
+        "data": {name: b.source.fingerprint() for name, b in built.items()},
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameters_without_embeddings": sum(
             p.numel() for n, p in model.named_parameters() if model.roles[n].part not in ("embedding", "head")
@@ -295,10 +303,6 @@ def _as_final(folder: Path) -> None:
     last = latest(folder / "checkpoints")
     if last is not None and last.name != "final":
         os.replace(last, last.with_name("final"))
-
-
-def _data_fingerprints(built: dict[str, BuiltStream]) -> dict[str, str]:
-    return {name: b.source.fingerprint() for name, b in built.items()}
 
 
 def _identity(plan: RunPlan) -> dict[str, Any]:
