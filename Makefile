@@ -18,7 +18,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 demo: setup
-	$(BIN)/seedbed compare nca-demo --jobs 2 $(if $(OUT),--out $(OUT))
+	$(BIN)/seedbed compare nca-demo --jobs 2 --threads 1 $(if $(OUT),--out $(OUT))
 
 test: setup
 	$(BIN)/python -m pytest

@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -158,7 +159,7 @@ def run(
     if dry_run:
         _print_estimate(commands.plan_run(recipe, **settings), as_json=as_json)
         return
-    result = commands.run(recipe, out=out, **settings)
+    result = commands.run(recipe, out=out, say=partial(print, flush=True), **settings)
     print(f"page: {result.folder / 'report.html'}")
     if as_json:
         print(json.dumps(result.final))
@@ -169,6 +170,7 @@ def compare(
     recipe: Annotated[str | None, typer.Argument(help="A recipe file, or the name of a shipped one.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Such as 0-4; the recipe's, unless said.")] = None,
     jobs: Jobs = 1,
+    threads: Annotated[int | None, typer.Option(help="Of each run; shared out evenly, unless said.", min=1)] = None,
     out: Out = None,
     scale: Scale = None,
     set_: Sets = None,
@@ -206,21 +208,26 @@ def compare(
         return
     given = [f"--scale {scale}" if scale else "", f"--seeds {seeds}" if seeds else "", "--aa" if aa else ""]
     given += [f"--set {item}" for item in set_ or []] + [f"--corpus {corpus}" if corpus else ""]
-    shown = console.Console(loaded, jobs=jobs, seeds=seeds, aa=aa, **chosen)
+    given += [f"--threads {threads}" if threads else ""]
+    shown = console.Console(loaded, jobs=jobs, threads=threads, seeds=seeds, aa=aa, **chosen)
     shown.announce()
-    found = study.compare(
-        recipe,
-        out=out,
-        scale=scale,
-        sets=sets,
-        corpus=corpus,
-        seeds=seeds,
-        jobs=jobs,
-        aa=aa,
-        watch=shown.watch,
-        command=" ".join(["seedbed compare", recipe, *[g for g in given if g], f"--jobs {jobs}"]),
-        **chosen,
-    )
+    try:
+        found = study.compare(
+            recipe,
+            out=out,
+            scale=scale,
+            sets=sets,
+            corpus=corpus,
+            seeds=seeds,
+            jobs=jobs,
+            threads=threads,
+            aa=aa,
+            watch=shown.watch,
+            command=" ".join(["seedbed compare", recipe, *[g for g in given if g], f"--jobs {jobs}"]),
+            **chosen,
+        )
+    finally:
+        shown.close()
     shown.conclude(found)
     if as_json:
         print(json.dumps(found.data))
@@ -248,9 +255,11 @@ def tune(
     scale: Scale = None,
     set_: Sets = None,
     device: DeviceOption = Device.auto,
+    allow_local_code: LocalCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the recipe's `tune:` grid: on validation data, on seeds of its own, as many trials for every arm."""
+    _local_code(allow_local_code)
     from seedbed.experiments import console
     from seedbed.experiments.tune import tune as search
 
@@ -265,9 +274,13 @@ def tune(
 
 @app.command()
 def resume(
-    folder: Annotated[Path, typer.Argument(help="A run or study folder.")], jobs: Jobs = 1, as_json: AsJson = False
+    folder: Annotated[Path, typer.Argument(help="A run or study folder.")],
+    jobs: Jobs = 1,
+    allow_local_code: LocalCode = False,
+    as_json: AsJson = False,
 ) -> None:
     """Go on with a run or a study where it stopped."""
+    _local_code(allow_local_code)
     from seedbed.experiments import commands, console
     from seedbed.experiments.comparison import Comparison
 
@@ -293,9 +306,11 @@ def evaluate(
     text: Annotated[str, typer.Option(help="A file, folder or glob; every byte of it is scored once.")],
     stride: Annotated[int | None, typer.Option(help="Step of overlapping windows; disjoint, unless said.", min=1)] = None,
     device: DeviceOption = Device.auto,
+    allow_local_code: LocalCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Loss of a run's model over a text: nats per token, perplexity, bits per byte."""
+    _local_code(allow_local_code)
     from seedbed.experiments.commands import evaluate_text
 
     found = evaluate_text(folder, text, device=device.value, stride=stride)
@@ -314,9 +329,11 @@ def sample(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.", min=0)] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Names the draws.", min=0)] = 0,
+    allow_local_code: LocalCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Text sampled from a run's model."""
+    _local_code(allow_local_code)
     from seedbed.experiments.commands import sample as write
 
     prompts = prompt or [""]

@@ -31,14 +31,22 @@ def test_a_folder_that_failed_halfway_is_not_there(tmp_path):
 def test_a_held_folder_is_refused_and_a_stale_lock_is_taken_over(tmp_path):
     with locked(tmp_path), pytest.raises(RefusedError, match=f"process {os.getpid()}"), locked(tmp_path):
         pass
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
-    (tmp_path / ".lock").write_text(f"{dead.stdout.strip()} 123")
+    (tmp_path / ".lock").write_text(f"{os.getppid()}")  # left behind by a process that was killed
     with locked(tmp_path):
         assert (tmp_path / ".lock").read_text().startswith(str(os.getpid()))
     assert not (tmp_path / ".lock").exists()
 
 
-def test_a_reused_process_number_does_not_hold_a_lock(tmp_path):
-    (tmp_path / ".lock").write_text(f"{os.getpid()} 1")  # this process, but begun at another time
+def test_a_lock_ends_with_its_process_however_it_ends(tmp_path):
+    code = (
+        "import sys, pathlib\nfrom seedbed.core.durable import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"held\n"
+    with pytest.raises(RefusedError, match=f"process {other.pid}"), locked(tmp_path):
+        pass
+    other.kill()
+    other.wait()
     with locked(tmp_path):
         pass

@@ -105,7 +105,7 @@ def test_delimiters_and_the_first_frame_are_not_scored():
     nll[:, [3, 6, 7, 10]] = 99.0  # delimiters
     nll[:, [4, 5]] = 1.0
     nll[:, [8, 9]] = 0.5
-    found = rule_inference(nll, rows, training_RT=rows, frame_tokens=4)
+    found = rule_inference(nll, rows, training_SU=rows, frame_tokens=4)
     assert found.loss_nats == 0.75 and found.by_frame_nats == [1.0, 0.5] and found.tokens == 12
 
 

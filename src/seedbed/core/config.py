@@ -78,7 +78,7 @@ def parse_count(value: Any) -> int:
     """Return 164000000 for "164M"; whole numbers pass. Units: k, M, B, T (powers of 1000)."""
     if isinstance(value, bool):
         raise ConfigError(f"{value!r} is not a count; write a whole number or one with k, M, B, T, such as 164M")
-    if isinstance(value, int | float) and value == int(value):
+    if isinstance(value, int | float) and math.isfinite(value) and value == int(value):
         return int(value)
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMBT]?)\s*", str(value))
     if match is None:

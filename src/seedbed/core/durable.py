@@ -1,5 +1,6 @@
 """Files that are either whole or absent, and folders that one process writes at a time."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -64,44 +65,29 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process. A lock whose process is gone is stale and taken over.
+    """Hold the folder for this process. The system lets go when the process ends, however it ends, so no lock is ever stale.
 
-    Raises RefusedError if a living process holds it.
+    Raises RefusedError if another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / ".lock"
-    handle = None
-    while handle is None:
+    path = folder / ".lock"
+    while True:
+        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
         try:
-            handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            holder = _holder(lock)
-            if holder is not None:
-                raise RefusedError(
-                    f"{folder} is being written by process {holder}; wait for it to end or give another --out"
-                ) from None
-            lock.unlink(missing_ok=True)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
+            os.close(handle)
+            raise RefusedError(
+                f"{folder} is being written by process {holder}; wait for it to end or give another --out"
+            ) from None
+        if path.exists() and path.stat().st_ino == os.fstat(handle).st_ino:
+            break
+        os.close(handle)  # its holder removed it just now: the next try makes a new one
     try:
-        os.write(handle, f"{os.getpid()} {_started(os.getpid())}".encode())
-        os.close(handle)
+        os.ftruncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
         yield
     finally:
-        lock.unlink(missing_ok=True)
-
-
-def _holder(lock: Path) -> int | None:
-    """Return the living process that wrote the lock, if it still is the same process."""
-    try:
-        pid, _, started = lock.read_text().partition(" ")
-        os.kill(int(pid), 0)
-    except (OSError, ValueError):
-        return None
-    return int(pid) if _started(int(pid)) == started else None
-
-
-def _started(pid: int) -> str:
-    """Return when a process started, where the system says so (Linux); this tells a reused number from the old one."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+        path.unlink(missing_ok=True)
+        os.close(handle)

@@ -46,6 +46,15 @@ class Cost:
             seconds=self.seconds + other.seconds,
         )
 
+    def times(self, share: float) -> "Cost":
+        """Return this cost that many times (positions rounded)."""
+        return Cost(
+            positions=round(self.positions * share),
+            flops_run=self.flops_run * share,
+            flops_ideal=self.flops_ideal * share,
+            seconds=self.seconds * share,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:

@@ -65,7 +65,7 @@ class Registry:
         Raises ConfigError with the path in the recipe for an unknown part, an unknown or ill-typed setting.
         """
         settings = {"kind": spec} if isinstance(spec, str) else dict(spec)
-        if "kind" not in settings:
+        if not isinstance(settings.get("kind"), str):
             raise ConfigError(f"{path}: needs `kind`, one of: {', '.join(self)}")
         try:
             part = self.resolve(settings.pop("kind"))
@@ -82,9 +82,17 @@ def validated(part: type, given: Mapping[str, Any], *, path: str, names: list[st
         if name not in names:
             raise ConfigError(f"{path}.{name}: unknown setting; {nearest(name, names)}")
     try:
-        return pydantic.TypeAdapter(part).validate_json(json.dumps(given), strict=True)
+        return pydantic.TypeAdapter(part).validate_json(as_json(given, path=path), strict=True)
     except pydantic.ValidationError as e:
         raise ConfigError(explain(e, path=path)) from None
+
+
+def as_json(value: Any, *, path: str) -> str:
+    """Return settings as JSON, on which pydantic is strict. Raises ConfigError for what JSON cannot hold, such as a date."""
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f"{path or 'the recipe'} holds a value that is neither number, text, list nor mapping: {e}") from None
 
 
 def explain(error: pydantic.ValidationError, *, path: str) -> str:

@@ -43,7 +43,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         state = json.loads((folder / "state.json").read_text())
     except (OSError, ValueError) as e:
-        raise DataError(f"the checkpoint {folder} cannot be read: {e}; take an earlier one") from None
+        raise DataError(f"the checkpoint {folder} cannot be read: {e}; start the run again") from None
     if state.get("format") != FORMAT:
         raise DataError(f"the checkpoint {folder} has format {state.get('format')}, this version reads {FORMAT}")
     return state
@@ -90,9 +90,9 @@ def _read(folder: Path, name: str, state: Mapping[str, Any]) -> dict[str, Tensor
     try:
         raw = (folder / name).read_bytes()
     except OSError as e:
-        raise DataError(f"the checkpoint {folder} lacks {name} ({e.strerror}); take an earlier one") from None
+        raise DataError(f"the checkpoint {folder} lacks {name} ({e.strerror}); start the run again") from None
     if sha256(raw).hexdigest() != state["sha256"][name]:
-        raise DataError(f"{folder / name} was altered or cut since it was written; take an earlier checkpoint")
+        raise DataError(f"{folder / name} was altered or cut since it was written; start the run again")
     return load(raw)
 
 
@@ -113,9 +113,11 @@ def _unflatten(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
 ) -> None:
     parameters = dict(model.named_parameters())
+    on_device = {p: bool(g.get("fused") or g.get("capturable")) for g in optimizer.param_groups for p in g["params"]}
     optimizer.state.clear()
     for where, value in {**tensors, **numbers}.items():
         name, _, key = where.rpartition("|")
         parameter = parameters[name]
-        moved = value.to(parameter.device) if isinstance(value, Tensor) and value.ndim else value
+        beside = isinstance(value, Tensor) and (value.ndim > 0 or on_device[parameter])
+        moved = value.to(parameter.device) if beside else value
         optimizer.state[parameter][key] = moved

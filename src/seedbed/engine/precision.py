@@ -30,14 +30,18 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def settled_device(device: str) -> str:
+    """Return the device that "auto" means here."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
 def prepare_machine(*, device: str, precision: str, threads: int | None, width: int) -> Machine:
     """Set threads, determinism and denormals for this process; return what was chosen.
 
     "auto" takes CUDA where there is one. Precision "auto" takes bfloat16 on a GPU that has it, and on a processor with bf16
     tiles from a width of BF16_WIDTH on. Raises ConfigError for a device that is not there.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = settled_device(device)
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("no CUDA device is found; take --device cpu or auto")
     if device == "mps" and not torch.backends.mps.is_available():

@@ -93,7 +93,8 @@ def train(stage: Stage, *, at: Counters, seed: int, machine: Machine, ledger: Le
                 if count:
                     part: Loss = objective(outputs, batch=piece)
                     total = total + weight * part.sum_nats / count
-            total.backward()
+            if total.requires_grad:  # else this piece asks for nothing
+                total.backward()
             loss += float(total.detach())
             size, length = piece.tokens_BT.shape
             forward += model.cost(rows=size, seq_len=length, counted=int((piece.weights_BT > 0).sum()))

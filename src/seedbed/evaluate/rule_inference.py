@@ -8,7 +8,7 @@ on the very tokens that are scored, so a floor is as hard to beat as its kind ca
 - in-context place statistics: counts, in the row so far, of what followed the token that stood at the same place one frame
   before, smoothed by the in-context unigram.
 Only patch tokens after the first frame are scored; start and end tokens are left out.
-Letters: R rows, T tokens of a row, P patches of a frame.
+Letters: R rows, T tokens of a row, S and U the same of training rows, V vocabulary.
 """
 
 import math
@@ -47,16 +47,16 @@ def rule_inference(
     nll_RT: Float[np.ndarray, "R T"],
     tokens_RT: Int[np.ndarray, "R T+1"],
     *,
-    training_RT: Int[np.ndarray, "S T+1"],
+    training_SU: Int[np.ndarray, "S U"],
     frame_tokens: int,
 ) -> RuleInference:
     """Return the model's loss beside the floors.
 
-    `nll_RT` are losses of tokens 1.. of each row (the first token is never asked); `training_RT` gives the global unigram.
+    `nll_RT` are losses of tokens 1.. of each row (the first token is never asked); `training_SU` gives the global unigram.
     """
     scored_RT = _scored(tokens_RT.shape, frame_tokens)
-    patches = training_RT[:, _inside(training_RT.shape[1], frame_tokens)]
-    vocabulary = int(max(tokens_RT.max(), training_RT.max())) + 1
+    patches = training_SU[:, _inside(training_SU.shape[1], frame_tokens)]
+    vocabulary = int(max(tokens_RT.max(), training_SU.max())) + 1
     counts = np.bincount(patches.ravel(), minlength=vocabulary) + 0.5
     unigram = counts / counts.sum()
     model_nats = nll_RT[scored_RT[:, 1:]]

@@ -7,7 +7,7 @@ import torch
 
 from seedbed import mixture, models, objectives, optimizers, packing, schedules, sources, tokenizers, views
 from seedbed.core.errors import ConfigError
-from seedbed.core.patterns import first_match
+from seedbed.core.patterns import first_match, matches
 from seedbed.core.protocols import Corpus, Source, Tokenizer
 from seedbed.core.records import Role
 from seedbed.core.registry import Registry
@@ -60,15 +60,26 @@ def build_model(plan: RunPlan, *, vocab_size: int) -> Any:
     return models.parts.build(plan.model, path="model").build(vocab_size=vocab_size)
 
 
-def initialize(model: Any, spec: StageSpec, *, seed: int, old: dict[Role, torch.Tensor] | None) -> None:
-    """Draw a stage's weights anew, as the plan asks; `old` gives the spread if the embedding is to be "trained"."""
+def initialize(
+    model: Any, spec: StageSpec, *, seed: int, old: dict[Role, torch.Tensor] | None, handed_on: bool = False
+) -> None:
+    """Draw a stage's weights anew, as the plan asks; `old` gives the spread if the embedding is to be "trained".
+
+    The body of a first stage and the outer weights of the last are paired over arms: both come from the stream "init".
+    `handed_on` says that a later stage takes weights from this one.
+    """
     std = spec.embedding_std
     if std == "trained":
         old_embedding = next((v for r, v in (old or {}).items() if r.part == "embedding"), None)
         if old_embedding is None:
             raise ConfigError(f"stages.{spec.name}.embedding_std: 'trained' needs weights from an earlier stage")
         std = float(old_embedding.std())
-    model.initialize(seed=seed, body_stream=spec.body_stream, embedding_std=std)
+    outer, body = "init", "init"
+    if spec.weights is not None:  # what is drawn anew behind another stage is no rewind to that stage's own start
+        body = f"init-{spec.name}"
+    elif handed_on:  # embedding and head are thrown away later: they share no draw with the ones that follow
+        outer = f"init-{spec.name}"
+    model.initialize(seed=seed, stream=outer, body_stream=spec.body_stream or body, embedding_std=std)
 
 
 def steps_of(plan: RunPlan, spec: StageSpec, model: Any) -> int:
@@ -135,9 +146,11 @@ def check_parts(plan: RunPlan) -> None:
             tokenizers.parts.build(spec.tokenizer, path=f"streams.{name}.tokenizer")
         for i, view in enumerate(spec.views):
             views.parts.build(view, path=f"streams.{name}.views.{i}")
-    models.parts.build(plan.model, path="model")
+    with torch.device("meta"):
+        roles = build_model(plan, vocab_size=8).roles
     for stage in plan.stages:
         path = f"stages.{stage.name}"
+        _check_patterns(stage, list(roles.values()))
         optimizers.parts.build(stage.optimizer, path=f"{path}.optimizer")
         schedules.parts.build(stage.schedule, path=f"{path}.schedule")
         for i, term in enumerate(stage.objective):
@@ -145,6 +158,26 @@ def check_parts(plan: RunPlan) -> None:
         micro = stage.micro_batch_size
         if micro is not None and micro > plan.streams[stage.stream].batch_size:
             raise ConfigError(f"{path}.micro_batch_size {micro} is more than the stream's batch_size")
+
+
+def _check_patterns(stage: StageSpec, roles: list[Role]) -> None:
+    """Raise ConfigError for a role pattern that cannot be read or addresses nothing."""
+    layers = 1 + max((r.layer for r in roles if r.layer is not None), default=-1)
+    weights = stage.weights
+    lists = {"frozen": stage.frozen}
+    if weights is not None:
+        lists |= {"weights.fresh": weights.fresh, "weights.redraw": weights.redraw, "weights.keep": weights.keep}
+    for where, patterns in lists.items():
+        for pattern in patterns:
+            try:
+                hit = any(matches(pattern, role, num_layers=layers) for role in roles)
+            except ConfigError as e:
+                raise ConfigError(f"stages.{stage.name}.{where}: {e}") from None
+            if not hit:
+                raise ConfigError(
+                    f"stages.{stage.name}.{where}: {pattern!r} addresses no parameter of this model; "
+                    f"roles: {', '.join(sorted({r.part for r in roles}))}, layers 0 to {layers - 1}"
+                )
 
 
 def rooms() -> dict[str, Registry]:

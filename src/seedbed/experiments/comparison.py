@@ -13,6 +13,9 @@ from typing import Any
 
 from seedbed.core.durable import write_json
 from seedbed.core.errors import DataError, RefusedError
+from seedbed.core.records import Item
+from seedbed.evaluate.bits_per_byte import summary
+from seedbed.experiments.recipe import read_plan
 from seedbed.experiments.run import finished
 from seedbed.experiments.statistics import Contrast, contrast, judged
 
@@ -52,6 +55,7 @@ class Design:
     aa: bool
     tuned: dict[str, dict[str, Any]]
     tuning_records: tuple[str, ...]
+    tuned_by_search: tuple[str, ...]  # arms that had a grid of their own
     plans: dict[str, str]  # arm -> fingerprint of its plan with the first seed
     commit: str
     command: str
@@ -72,7 +76,7 @@ def read_design(folder: Path) -> Design:
         raise DataError(f"{folder} is not a study folder: it has no study.json; give the folder that `seedbed compare` wrote")
     try:
         raw = json.loads(file.read_text())
-        for name in ("arms", "seeds", "looks", "tuning_records"):
+        for name in ("arms", "seeds", "looks", "tuning_records", "tuned_by_search"):
             raw[name] = tuple(raw[name])
         raw["contrasts"] = tuple((a, b) for a, b in raw["contrasts"])
         return Design(**raw)
@@ -95,6 +99,7 @@ def compared(folder: Path, *, write: bool = True) -> Comparison:
                 finals[arm][seed] = final
             else:
                 failures.append({"arm": arm, "seed": seed, "error": final["error"]})
+    _refuse_mixed_data(finals)
     contrasts = judged(
         [_paired(design, finals, arm, reference) for arm, reference in design.pairs],
         alpha=design.alpha_at(),
@@ -123,9 +128,11 @@ def compared(folder: Path, *, write: bool = True) -> Comparison:
         "looks": _looks(folder, design),
         "ledger": {arm: _mean_ledger(finals[arm]) for arm in arms},
         "stage0": stage0,
-        "paired": "initial weights where shapes match, rows of every stream, test documents",
+        "paired": _paired_things(finals),
+        "untuned": [] if design.aa else [arm for arm in arms if design.tuning_records and arm not in design.tuned_by_search],
         "published_nats": design.published_nats,
         "commit": design.commit,
+        "commits": sorted({f["commit"] for seeds in finals.values() for f in seeds.values()}),
         "tuned": design.tuned,
         "tuning_records": list(design.tuning_records),
         "command": design.command,
@@ -147,7 +154,26 @@ def check_comparison(folder: Path) -> list[str]:
         raise DataError(f"{file} is broken: {e}") from None
     derived = json.loads(json.dumps(compared(Path(folder), write=False).data))
     derived["looks"] = written.get("looks")  # when a verdict was read is history, not a derived number
-    return _differences(written, derived, at="")
+    return [*_run_differences(Path(folder)), *_differences(written, derived, at="")]
+
+
+def _run_differences(folder: Path) -> list[str]:
+    """Hold every run's final.json against its items, its metrics and the plan that the study fixed."""
+    design, found = read_design(folder), []
+    for arm in (design.control, *design.arms):
+        for seed in design.seeds:
+            run = folder / arm / f"seed-{seed}"
+            final = finished(run) or {}
+            if read_plan(run).model_copy(update={"seed": 0}).fingerprint() != design.plans[arm]:
+                found.append(f"{arm}/seed-{seed}: resolved.yaml is not the plan that the study fixed")
+            if final.get("status") != "done":
+                continue
+            items = [Item(**json.loads(line)) for line in (run / "items.jsonl").read_text().splitlines()]
+            found += _differences(final["test"], summary(items), at=f"{arm}/seed-{seed}.test")
+            shown = {s: sum(lines["tokens"].values()) for s, lines in final["ledger"].items()}
+            metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            found += _differences(shown, {x["stage"]: x["tokens"] for x in metrics}, at=f"{arm}/seed-{seed}.tokens")
+    return found
 
 
 def sentence(data: Mapping[str, Any], contrasts: Sequence[Contrast]) -> str:
@@ -205,17 +231,46 @@ def metric_of(final: Mapping[str, Any], metric: str) -> float:
     return float(final["test"][metric.removeprefix("test_")])
 
 
+def _refuse_mixed_data(finals: Mapping[str, Mapping[int, dict[str, Any]]]) -> None:
+    """Raise RefusedError if the runs of one arm were trained on different data under the same name."""
+    for arm, seeds in finals.items():
+        for stream in {name for f in seeds.values() for name in f["data"]}:
+            seen = {f["data"].get(stream): seed for seed, f in seeds.items()}
+            if len(seen) > 1:
+                raise RefusedError(
+                    f"the data of stream {stream} differ between seeds {sorted(seen.values())} of arm {arm}: they changed "
+                    "while the study ran; put them back and run those seeds again in a new --out"
+                )
+
+
+def _paired_things(finals: Mapping[str, Mapping[int, dict[str, Any]]]) -> str:
+    """What the arms share, read off the fingerprints of their streams."""
+    prints: dict[str, set[str]] = {}
+    for seeds in finals.values():
+        for f in seeds.values():
+            for stream, fingerprint in f["data"].items():
+                prints.setdefault(stream, set()).add(fingerprint)
+    same = [name for name, found in sorted(prints.items()) if len(found) == 1]
+    other = [name for name, found in sorted(prints.items()) if len(found) > 1]
+    tests = {(f["test"]["bytes"], f["test"]["tokens"]) for seeds in finals.values() for f in seeds.values()}
+    lines = ["initial weights where shapes match"]
+    lines += [f"rows of {', '.join(same)}"] if same else []
+    lines += ["test documents"] if len(tests) == 1 else ["NOT the test documents"]
+    lines += [f"NOT the rows of {', '.join(other)}"] if other else []
+    return ", ".join(lines)
+
+
 def _paired(design: Design, finals: Mapping[str, Any], arm: str, reference: str) -> Contrast:
     both = [s for s in design.seeds if s in finals[arm] and s in finals[reference]]
     values = {s: metric_of(finals[arm][s], design.metric) - metric_of(finals[reference][s], design.metric) for s in both}
-    return contrast(arm, reference, values, alpha=design.alpha_at())
+    return contrast(arm, reference, values, alpha=design.alpha_at(), tests=len(design.pairs))
 
 
 def _contrast_json(c: Contrast, design: Design, finals: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     out = asdict(c)
     out["per_seed"] = {str(seed): value for seed, value in c.per_seed.items()}
     nats = {s: finals[c.arm][s]["test"]["loss_nats"] - finals[c.reference][s]["test"]["loss_nats"] for s in c.per_seed}
-    in_nats = contrast(c.arm, c.reference, nats, alpha=design.alpha_at())
+    in_nats = contrast(c.arm, c.reference, nats, alpha=design.alpha_at(), tests=len(design.pairs))
     out["mean_nats"] = in_nats.mean
     out["minimum_detectable_nats"] = in_nats.minimum_detectable
     out["tokens_to_reference"] = _speed(c, design, finals, folder)
@@ -246,9 +301,9 @@ def _speed(c: Contrast, design: Design, finals: Mapping[str, Any], folder: Path)
         "speedup_main_stage": _median(main_only),
         "speedup_charged": _median(charged),
         "biased": design.schedule != "wsd",
-        "why": "under a cosine the losses on the way are inflated by a rate that has not fallen yet"
-        if design.schedule != "wsd"
-        else "",
+        "why": "an arm's loss before the rate has fallen is held against a loss after it: a lower bound"
+        if design.schedule == "wsd"
+        else f"under {design.schedule} the losses on the way are inflated by a rate that has not fallen yet",
     }
 
 
@@ -301,24 +356,29 @@ def _looks(folder: Path, design: Design) -> list[dict[str, Any]]:
 
 def refuse_late_seeds(folder: Path, design: Design, wanted: Sequence[int]) -> None:
     """Raise RefusedError if more seeds are asked for after a verdict, unless the recipe declared that look."""
-    if not (folder / FILE).is_file() or set(wanted) == set(design.seeds):
+    if set(wanted) == set(design.seeds) or not _results_seen(folder):
         return
     if not set(wanted) > set(design.seeds) or len(wanted) not in design.looks or len(design.seeds) not in design.looks:
         declared = (
             f"its recipe declares looks at {list(design.looks)} seeds" if design.looks else "its recipe declares no looks"
         )
         raise RefusedError(
-            f"{folder} has its verdict from {len(design.seeds)} seeds, and {declared}, so going on to {len(wanted)} is "
+            f"{folder} has results of its {len(design.seeds)} seeds, and {declared}, so going on with {len(wanted)} is "
             "refused: adding seeds until it fits is not a test; declare study.looks before the first run, or start afresh "
             "with another --out"
         )
+
+
+def _results_seen(folder: Path) -> bool:
+    """Whether any run of the study has ended: from then on its numbers can have been looked at."""
+    return any(folder.glob("*/seed-*/final.json"))
 
 
 def _mean_ledger(finals: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
     """The mean over seeds of every number in the ledger, and totals."""
     ledgers = [f["ledger"] for f in finals.values()]
     if not ledgers:
-        return {}
+        return {"stages": {}, "total": {"flops_run": 0, "flops_ideal": 0, "seconds": 0, "tokens": 0}}
     merged: dict[str, Any] = {}
     for stage in ledgers[0]:
         merged[stage] = {

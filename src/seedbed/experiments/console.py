@@ -67,12 +67,16 @@ class Bars:
         if all(s.state in ("done", "failed") for s in statuses):
             self._progress.stop()
 
+    def close(self) -> None:
+        self._progress.stop()
+
 
 class Console:
     """All that `seedbed compare` prints."""
 
-    def __init__(self, loaded: Loaded, *, jobs: int, seeds: str | None, aa: bool, **chosen: Any) -> None:
+    def __init__(self, loaded: Loaded, *, jobs: int, threads: int | None, seeds: str | None, aa: bool, **chosen: Any) -> None:
         self._loaded, self._jobs, self._aa, self._chosen = loaded, jobs, aa, chosen
+        self._threads = threads or max(1, available_threads() // jobs)
         self._seeds = parse_seeds(seeds) if seeds else loaded.seeds
         self._begun = time.monotonic()
         self._view: Lines | Bars = Lines()
@@ -80,12 +84,14 @@ class Console:
     def announce(self) -> None:
         """Print machine, arms, seeds and the minutes to expect (from a few timed steps)."""
         memory = memory_gib()
-        threads = max(1, available_threads() // self._jobs)
         print(f"machine: {processor()}, {available_threads()} core(s)" + (f", {memory:.0f} GiB" if memory else ""))
         control = self._loaded.arms[0]
         arms = [control, control] if self._aa else self._loaded.arms
-        print(f"arms: {', '.join(arms)}; seeds: {', '.join(map(str, self._seeds))}; {self._jobs} run(s) side by side")
-        found = {a: estimate(self._loaded.plan(arm=a, seed=self._seeds[0], threads=threads, **self._chosen)) for a in set(arms)}
+        print(f"arms: {', '.join(arms)}; seeds: {', '.join(map(str, self._seeds))}")
+        print(f"{self._jobs} run(s) side by side, {self._threads} thread(s) each")
+        found = {
+            a: estimate(self._loaded.plan(arm=a, seed=self._seeds[0], threads=self._threads, **self._chosen)) for a in set(arms)
+        }
         seconds = sum(s.seconds for a in arms for s in found[a]) * len(self._seeds) / self._jobs
         for arm in dict.fromkeys(arms):
             stages = ", ".join(f"{s.stage} {s.tokens:,} tokens" for s in found[arm])
@@ -96,6 +102,11 @@ class Console:
 
     def watch(self, statuses: list[RunStatus]) -> None:
         self._view.watch(statuses)
+
+    def close(self) -> None:
+        """Give the terminal back, however the study ended."""
+        if isinstance(self._view, Bars):
+            self._view.close()
 
     def conclude(self, found: Comparison) -> None:
         """Print the verdict, what is detectable beside what was published, and the page's path."""

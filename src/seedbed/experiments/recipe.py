@@ -1,7 +1,7 @@
 """Recipes: YAML to one checked plan. A study's arm is the recipe with one named change; the control is another.
 
-Order in which a recipe takes shape: `extends`, the scale, `--set`, the arm's change, the arm's tuned settings, `--set` again
-(so that what the user says wins).
+Order in which a recipe takes shape: `extends`, the scale, `--set`, the arm's change, the arm's tuned settings (where `--set`
+names the same setting, it wins).
 """
 
 import copy
@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from seedbed.core.config import Count, dump_yaml, merged, read_yaml, set_path
 from seedbed.core.errors import ConfigError, DataError, nearest
-from seedbed.core.registry import explain
+from seedbed.core.registry import as_json, explain
 
 Part = str | dict[str, Any]
 
@@ -80,10 +80,12 @@ class StageSpec(_Strict):
     optimizer: Part = "adamw"
     schedule: Part = "cosine"
     weights: WeightsSpec | None = None
-    embedding_std: float | Literal["trained"] | None = None  # of a fresh embedding; "trained": the old embedding's own
+    embedding_std: Annotated[float, Field(gt=0)] | Literal["trained"] | None = (
+        None  # of a fresh embedding; "trained": the old embedding's own
+    )
     body_stream: str | None = None  # another random stream for the body's initial weights (A/A studies)
     frozen: list[str] = []
-    clip_norm: float | None = 1.0
+    clip_norm: float | None = Field(default=1.0, gt=0)
     micro_batch_size: int | None = Field(default=None, ge=1)
     evaluations: int = Field(default=10, ge=1)  # evenly spaced over the stage, the last at its last step
     floor_rows: int = Field(default=128, ge=1)  # held-out rows on which an automaton stage is held against its floors
@@ -138,6 +140,9 @@ class TuneSpec(_Strict):
     records: list[str] = []  # where the committed records of this and earlier searches stand
 
 
+_NO_TUNE = TuneSpec(seeds=[0], grids={})
+
+
 class Recipe(_Strict):
     """A whole recipe, checked. `streams` and `stages` hold parts by name; see `seedbed list parts`."""
 
@@ -173,6 +178,12 @@ class Recipe(_Strict):
                 raise ValueError(
                     f"stages.{stage.name}.embedding_std: 'trained' needs weights from an earlier stage; give a number"
                 )
+        if self.study:
+            arms = {self.study.control.name, *self.study.arms}
+            named = [("study.tuned", a) for a in self.study.tuned] + [("tune.grids", a) for a in (self.tune or _NO_TUNE).grids]
+            for where, name in named:
+                if name not in arms:
+                    raise ValueError(f"{where}: no arm {name!r}; {nearest(name, arms)}")
         return self
 
 
@@ -247,15 +258,21 @@ def load(
             set_path(tree, path, value)
     sets = dict(sets or {})
     if corpus is not None:
-        for name, stream in (tree.get("streams") or {}).items():
-            if (stream.get("source") or {}).get("kind") == "text":
-                sets[f"streams.{name}.source.path"] = corpus
+        texts = [name for name, stream in (tree.get("streams") or {}).items() if _kind(stream) == "text"]
+        if not texts:
+            raise ConfigError("--corpus needs a recipe with a text source; this one has none")
+        sets |= {f"streams.{name}.source.path": corpus for name in texts}
     for path, value in sets.items():
         set_path(tree, path, value)
     loaded = Loaded(tree=tree, recipe=_checked(Recipe, tree), sets=sets, scale=scale)
     for arm in loaded.arms:
         loaded.plan(arm=arm, seed=0)
     return loaded
+
+
+def _kind(stream: Any) -> Any:
+    source = stream.get("source") if isinstance(stream, dict) else None
+    return source.get("kind") if isinstance(source, dict) else source
 
 
 class Loaded:
@@ -293,9 +310,9 @@ class Loaded:
             change = study.control.change if arm == study.control.name else study.arms[arm]
             _apply(tree, change, where=f"study.arms.{arm}")
             left_out = {s["name"] for s in self.tree["stages"]} - {s["name"] for s in tree["stages"]}
-            for path, value in {**study.tuned.get(arm, {}), **self.sets}.items():
+            for path, value in study.tuned.get(arm, {}).items():
                 if not (path.startswith("stages.") and path.split(".")[1] in left_out):
-                    set_path(tree, path, value)
+                    set_path(tree, path, self.sets.get(path, value))
         for path, value in (changes or {}).items():
             set_path(tree, path, value)
         body = {k: v for k, v in tree.items() if k in Recipe.model_fields and k not in ("study", "tune", "scales", "precision")}
@@ -306,7 +323,7 @@ class Loaded:
             "scale": self.scale,
             "arm": arm,
             "seed": seed,
-            "evaluate": checked.evaluate.model_dump(),
+            "evaluate": checked.evaluate.model_dump(mode="json"),
             "checkpoint_every": checked.checkpoint_every,
             "main_stage": main,
             "device": device,
@@ -384,7 +401,13 @@ def _remove_stage(tree: dict[str, Any], name: str, heir: str | None, *, where: s
         taker = next((s for s in stages if s["name"] == heir), None)
         if taker is None:
             raise ConfigError(f"{where}.give_budget_to: no stage {heir!r}; {nearest(heir, [s['name'] for s in stages])}")
-        mine, theirs = (Budget.model_validate(s["budget"]) for s in (taker, gone))
+        mine, theirs = (_checked(Budget, s["budget"]) for s in (taker, gone))
+        rows = [tree["streams"].get(s["stream"], {}) for s in (taker, gone)]
+        sizes = {(row.get("seq_len"), row.get("batch_size")) for row in rows}
+        if mine.currency == "steps" and len(sizes) > 1:
+            raise ConfigError(
+                f"{where}.give_budget_to: a step of {heir} shows other tokens than one of {name}; give both budgets in tokens"
+            )
         if mine.currency != theirs.currency:
             raise ConfigError(f"{where}.give_budget_to: {heir} counts {mine.currency}, {name} counted {theirs.currency}")
         currency = mine.currency
@@ -393,7 +416,7 @@ def _remove_stage(tree: dict[str, Any], name: str, heir: str | None, *, where: s
 
 def _checked(model: Any, tree: Mapping[str, Any]) -> Any:
     try:
-        return model.model_validate(tree, strict=False)
+        return model.model_validate_json(as_json(tree, path=""), strict=True)
     except ValidationError as e:
         unknown = [f for f in e.errors() if f["type"] == "extra_forbidden"]
         if unknown:

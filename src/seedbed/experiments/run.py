@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from seedbed import models
+from seedbed.core.draws import key
 from seedbed.core.durable import locked, write_json, write_whole
 from seedbed.core.errors import DataError, InterruptedRunError, RefusedError, RunFailedError
 from seedbed.core.ledger import Ledger
@@ -32,8 +33,9 @@ from seedbed.engine.train import Counters, Hooks, Stage, held_out_nats, train
 from seedbed.evaluate.bits_per_byte import BitsPerByte, summary
 from seedbed.evaluate.rule_inference import rule_inference
 from seedbed.experiments.assemble import BuiltStream, build_model, build_stage, build_stream, initialize
-from seedbed.experiments.environment import environment
+from seedbed.experiments.environment import commit, environment
 from seedbed.experiments.recipe import RunPlan, StageSpec, read_plan
+from seedbed.report.page import write_run_page
 from seedbed.scorers.own_run import OwnRun
 from seedbed.transfer.rules import Rules
 from seedbed.writers.sample import Sample
@@ -51,13 +53,13 @@ class RunResult:
 
 def create(plan: RunPlan, folder: Path, *, recipe_text: str) -> None:
     """Lay down a new run folder. Raises RefusedError if there is one already."""
-    if folder.exists() and any(p for p in folder.iterdir() if p.name != ".lock"):
+    if folder.exists() and any(p for p in folder.iterdir() if not p.name.startswith(".")):
         raise RefusedError(
             f"{folder} exists already and nothing is overwritten; continue it with `seedbed resume {folder}`, "
             "or give another --out"
         )
-    write_whole(folder / "recipe.yaml", recipe_text)
     write_whole(folder / "resolved.yaml", plan.to_yaml())
+    write_whole(folder / "recipe.yaml", recipe_text)
 
 
 def execute(folder: Path, *, say: Callable[[str], None] = print) -> RunResult:
@@ -70,6 +72,8 @@ def execute(folder: Path, *, say: Callable[[str], None] = print) -> RunResult:
     with locked(folder):
         done = finished(folder)
         if done is not None and done["status"] == "done":
+            if not (folder / "report.html").is_file():
+                write_run_page(folder)
             return RunResult(folder=folder, final=done)
         with _Signals() as signals, _Log(folder / "log.txt", say) as log:
             try:
@@ -129,7 +133,8 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
         model = build_model(plan, vocab_size=stream.stream.vocab_size).to(machine.device)
         going_on = state is not None and counters.step > 0
         old = None if going_on or not spec.weights else _old_weights(plan, spec, extras["borders"], folder)
-        initialize(model, spec, seed=plan.seed, old=old)
+        handed_on = any(s.weights and s.weights.from_ == spec.name for s in plan.stages)
+        initialize(model, spec, seed=plan.seed, old=old, handed_on=handed_on)
         if spec.weights and old is not None:
             rules = Rules(fresh=tuple(spec.weights.fresh), redraw=tuple(spec.weights.redraw), keep=tuple(spec.weights.keep))
             extras["transfer"][spec.name] = rules(dict(model.named_parameters()), roles=model.roles, old=old, seed=plan.seed)
@@ -140,10 +145,13 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
 
         valid = _valid_documents(plan, stream)
 
-        def evaluate(stream: BuiltStream = stream, model: Any = model, valid: list[Document] = valid) -> dict[str, float]:
+        def evaluate(
+            stream: BuiltStream = stream, model: Any = model, valid: list[Document] = valid, name: str = spec.name
+        ) -> dict[str, float]:
             if stream.tokenizer is None:
                 return {}
-            found = _text_numbers(plan, stream, model, valid)[0]
+            found, cost = _text_numbers(plan, stream, model, valid)[::2]
+            ledger.charge(name, "evaluate", cost)
             return {f"valid_{k}": found[k] for k in ("loss_nats", "bits_per_byte")}
 
         def save(model: Any = model, stage: Stage = stage) -> None:
@@ -173,7 +181,8 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
         if framed and spec.name not in extras["stage0"]:
             started = time.perf_counter()
             extras["stage0"][spec.name] = found = _against_floors(plan, spec, stream, model, machine)
-            ledger.charge(spec.name, "evaluate", Cost(seconds=time.perf_counter() - started))
+            cost = model.cost(rows=spec.floor_rows, seq_len=stream.stream.seq_len)
+            ledger.charge(spec.name, "evaluate", cost + Cost(seconds=time.perf_counter() - started))
             log(_floor_line(spec.name, found))
         counters.stage += 1
         counters.step = 0
@@ -193,14 +202,13 @@ def _finish(
     log: Callable[[str], None],
 ) -> dict[str, Any]:
     stream = built[plan.stages[-1].stream]
-    final: dict[str, Any] = {"status": "done", **_identity(plan)}
+    final: dict[str, Any] = {"status": "done", **_identity(plan), "commit": commit()}
     if stream.corpus is not None and stream.tokenizer is not None:
         if plan.evaluate.test:
             started = time.perf_counter()
-            numbers, items = _text_numbers(
-                plan, stream, model, _up_to(stream.corpus.documents("test"), plan.evaluate.test_bytes)
-            )
-            ledger.charge(plan.stages[-1].name, "evaluate", Cost(seconds=time.perf_counter() - started))
+            documents = _up_to(stream.corpus.documents("test"), plan.evaluate.test_bytes)
+            numbers, items, cost = _text_numbers(plan, stream, model, documents)
+            ledger.charge(plan.stages[-1].name, "evaluate", cost + Cost(seconds=time.perf_counter() - started))
             write_whole(folder / "items.jsonl", "".join(json.dumps(asdict(i)) + "\n" for i in items))
             final["test"] = numbers
             log(f"test: {numbers['bits_per_byte']:.4f} bits per byte over {numbers['bytes']} bytes")
@@ -220,24 +228,24 @@ def _finish(
     }
     for name, b in built.items():
         if hasattr(b.source, "exhibit"):
-            shown = b.source.exhibit(seed=plan.seed)
+            shown = b.source.exhibit(seed=key(plan.seed, name, b.source_kind))  # the seed of the training rows
             write_whole(folder / "exhibits" / f"{name}.png", shown.picture)
             write_json(folder / "exhibits" / f"{name}.json", dict(shown.facts))
     _as_final(folder)
     write_json(folder / "final.json", final)
-    from seedbed.report.page import write_run_page
-
     write_run_page(folder)
     return final
 
 
 def _text_numbers(
     plan: RunPlan, stream: BuiltStream, model: Any, documents: list[Document]
-) -> tuple[dict[str, float], list[Any]]:
+) -> tuple[dict[str, float], list[Any], Cost]:
+    """Return the numbers over whole documents, the items, and the cost of the forward passes (of disjoint windows)."""
     assert stream.tokenizer is not None
     scorer = OwnRun(model=model, tokenizer=stream.tokenizer, seq_len=stream.stream.seq_len, stride=plan.evaluate.stride)
     items = BitsPerByte()(scorer, documents)
-    return summary(items), items
+    found, seq_len = summary(items), stream.stream.seq_len
+    return found, items, model.cost(rows=1, seq_len=seq_len, counted=seq_len).times(found["tokens"] / seq_len)
 
 
 def _valid_documents(plan: RunPlan, stream: BuiltStream) -> list[Document]:
@@ -262,9 +270,9 @@ def _against_floors(plan: RunPlan, spec: StageSpec, stream: BuiltStream, model: 
     rows, seed = spec.floor_rows, plan.seed
     nll_RT, targets_RT = held_out_nats(model, stream.stream, rows=rows, seed=seed, split="valid", machine=machine)
     first_R1 = np.stack([r.tokens_T[:1] for r in stream.stream.rows(0, count=rows, seed=seed, split="valid")])
-    training = np.stack([r.tokens_T for r in source.rows(range(rows), seed=seed, split="train")])
+    training = np.stack([r.tokens_T for r in stream.stream.rows(0, count=rows, seed=seed)])
     found = rule_inference(
-        nll_RT, np.concatenate([first_R1, targets_RT], axis=1), training_RT=training, frame_tokens=source.frame_tokens
+        nll_RT, np.concatenate([first_R1, targets_RT], axis=1), training_SU=training, frame_tokens=source.frame_tokens
     )
     return {**asdict(found), "best_floor_nats": found.best_floor_nats, "learned": found.learned}
 
@@ -296,6 +304,8 @@ def _prune(newest: Path, *, keep: set[str]) -> None:
     for old in newest.parent.glob("step-*"):
         if old.name < newest.name and old.name not in keep:
             shutil.rmtree(old, ignore_errors=True)
+    for half in newest.parent.glob(".step-*"):  # of a killed run; nobody else writes here
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def _as_final(folder: Path) -> None:
@@ -374,7 +384,8 @@ class _Log:
         return self._write
 
     def _write(self, line: str) -> None:
-        self._say(line)
+        with suppress(BrokenPipeError):  # whoever read along has gone; the run goes on
+            self._say(line)
         with suppress(OSError):
             self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
             self._file.flush()

@@ -38,8 +38,12 @@ def contrast(
     per_seed: Mapping[int, float],
     *,
     alpha: float,
+    tests: int = 1,
 ) -> Contrast:
-    """Return the contrast before Holm's correction (p_holm None, verdict "undecided"). Fewer than two pairs decide nothing."""
+    """Return the contrast before Holm's correction (p_holm None, verdict "undecided"). Fewer than two pairs decide nothing.
+
+    `tests` is the number of contrasts: what is detectable is given for alpha / tests, Holm's strictest step.
+    """
     d = np.array(list(per_seed.values()), dtype=np.float64)
     n = len(d)
     if n < 2:
@@ -66,7 +70,7 @@ def contrast(
         interval_equivalence=_interval(mean, error, n, level=1 - 2 * alpha),
         p=_p(mean, error, n),
         p_holm=None,
-        minimum_detectable=minimum_detectable(float(d.std(ddof=1)), n=n, alpha=alpha),
+        minimum_detectable=minimum_detectable(float(d.std(ddof=1)), n=n, alpha=alpha / tests),
         verdict="undecided",
     )
 

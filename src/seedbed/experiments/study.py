@@ -18,7 +18,7 @@ from typing import Any
 
 from seedbed.core.durable import locked, write_json, write_whole
 from seedbed.core.errors import ConfigError, DataError, InterruptedRunError, RefusedError, RunFailedError, SeedbedError
-from seedbed.engine.precision import available_threads
+from seedbed.engine.precision import available_threads, settled_device
 from seedbed.experiments.assemble import build_stream, check_parts
 from seedbed.experiments.comparison import Comparison, Design, compared, read_design, refuse_late_seeds
 from seedbed.experiments.environment import commit
@@ -50,6 +50,7 @@ def compare(
     corpus: str | None = None,
     seeds: str | Sequence[int] | None = None,
     jobs: int = 1,
+    threads: int | None = None,
     aa: bool = False,
     device: str = "auto",
     precision: str | None = None,
@@ -75,7 +76,8 @@ def compare(
         raise RefusedError(
             f"the seeds {sorted(set(wanted) & set(loaded.recipe.tune.seeds))} were used for tuning; a study takes others"
         )
-    threads = max(1, available_threads() // jobs)
+    threads = threads or max(1, available_threads() // jobs)
+    device = settled_device(device)  # the same for every run, also when the study goes on elsewhere
     plans = _plans(loaded, wanted, aa=aa, device=device, precision=precision, threads=threads)
     folder = out or Path("runs") / (loaded.recipe.name + ("-aa" if aa else ""))
     design = _design(loaded, plans, wanted, aa=aa, command=command)
@@ -103,6 +105,7 @@ def resume_study(
     design = read_design(folder)
     runs = {(arm, seed): folder / arm / f"seed-{seed}" for arm in [design.control, *design.arms] for seed in design.seeds}
     with locked(folder):
+        _check_plans(folder, design)
         run_all(
             folder,
             {k: read_plan(run) for k, run in runs.items()},
@@ -146,6 +149,13 @@ def _design(
     stage = next(s for s in main.stages if s.name == main.main_stage)
     schedule = stage.schedule if isinstance(stage.schedule, str) else stage.schedule["kind"]
     names = {control, *arms}
+    if not aa and study.looks and len(seeds) not in study.looks:
+        raise RefusedError(f"the recipe declares looks at {study.looks} seeds; {len(seeds)} seeds are none of them")
+    for (arm, _), plan in plans.items():
+        if not plan.evaluate.test:
+            raise ConfigError("evaluate.test is off: a study is judged on the test part; switch it on")
+        if plan.streams[plan.stages[-1].stream].tokenizer is None or plan.main_stage != plan.stages[-1].name:
+            raise ConfigError(f"arm {arm}: its last stage must be the main stage and train on text, as the metric is over text")
     for pair in study.contrasts:
         if not aa and not set(pair) <= names:
             raise ConfigError(f"study.contrasts: {list(pair)} names an arm that is not there; arms: {', '.join(sorted(names))}")
@@ -167,6 +177,7 @@ def _design(
         aa=aa,
         tuned={} if aa else dict(study.tuned),
         tuning_records=tuple(loaded.recipe.tune.records) if loaded.recipe.tune else (),
+        tuned_by_search=tuple(loaded.recipe.tune.grids) if loaded.recipe.tune else (),
         plans={arm: plans[arm, seeds[0]].model_copy(update={"seed": 0}).fingerprint() for arm in [control, *arms]},
         commit=commit(),
         command=command,
@@ -209,6 +220,20 @@ def _prepare(
         run = folder / arm / f"seed-{seed}"
         if not (run / "resolved.yaml").is_file():
             create(plan, run, recipe_text=recipe_text)
+    _check_plans(folder, read_design(folder))
+
+
+def _check_plans(folder: Path, design: Design) -> None:
+    """Raise RefusedError if a run folder's plan is not the one that the study fixed."""
+    for arm in (design.control, *design.arms):
+        for seed in design.seeds:
+            plan = read_plan(folder / arm / f"seed-{seed}")
+            if plan.seed != seed or plan.model_copy(update={"seed": 0}).fingerprint() != design.plans[arm]:
+                run = folder / arm / f"seed-{seed}"
+                raise RefusedError(
+                    f"{run / 'resolved.yaml'} was changed since the study began; put it back, or start a "
+                    "new study with another --out"
+                )
 
 
 def run_all(
@@ -248,10 +273,13 @@ def run_all(
                 for k in running.keys() - told:
                     running[k].send_signal(signal.SIGTERM)
                     told.add(k)
-            watch([_status(folder, k, plans[k], running) for k in order])
+            with suppress(BrokenPipeError):
+                watch([_status(folder, k, plans[k], running) for k in order])
     finally:
         for process in running.values():
             process.terminate()
+        for process in running.values():
+            process.wait()
         for number, handler in old.items():
             signal.signal(number, handler)
     if problems:
@@ -279,8 +307,8 @@ def _ended(run: Path, code: int, *, stopping: bool) -> SeedbedError | None:
     if code == 0 or finished(run) is not None:
         (run / "worker.err").unlink(missing_ok=True)
         return None
-    if stopping and code == InterruptedRunError.exit_code:
-        return None
+    if stopping and code in (InterruptedRunError.exit_code, -signal.SIGTERM, -signal.SIGINT):
+        return None  # the signal came before the run could listen: nothing was computed yet
     name = f"{run.parent.name}/{run.name}"
     if code < 0:
         return RunFailedError(

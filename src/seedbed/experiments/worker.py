@@ -1,6 +1,7 @@
 """One run of a study as a process of its own: `python -m seedbed.experiments.worker RUN_FOLDER`."""
 
 import sys
+import traceback
 from pathlib import Path
 
 from seedbed.core.errors import SeedbedError
@@ -13,6 +14,10 @@ def main() -> int:
     except SeedbedError as e:
         print(e, file=sys.stderr)
         return e.exit_code
+    except Exception as e:  # a fault of ours: one line for the study, the traceback for whoever looks into it
+        (Path(sys.argv[1]) / "traceback.txt").write_text(traceback.format_exc())
+        print(f"internal error, {type(e).__name__}: {e} (see traceback.txt there)".replace("\n", " "), file=sys.stderr)
+        return 1
     return 0
 
 

@@ -115,7 +115,8 @@ class Transformer(nn.Module):
             device=hidden_BTD.device,
             positions_BT=positions_BT,
         )
-        mask = attention_mask(batch, self.config) if self.config.document_mask else None
+        documents = batch.documents_BT if self.config.document_mask else None  # none known: a row is one document
+        mask = None if documents is None else attention_mask(documents, causal=self.config.mask == "causal")
         for block in self.blocks:
             hidden_BTD = block(hidden_BTD, rotation=rotation, mask=mask)
         return Outputs(hidden_BTD=self.norm(hidden_BTD), head=self.head)
@@ -288,13 +289,10 @@ def rotated(states_BHTK: Float[Tensor, "B H T K"], cos: Tensor, signed_sin: Tens
     return torch.addcmul(states_BHTK * cos, swapped, signed_sin).to(states_BHTK.dtype)
 
 
-def attention_mask(batch: Batch, config: Decoder) -> Bool[Tensor, "B 1 T T"]:
+def attention_mask(documents_BT: Int[Tensor, "B T"], *, causal: bool) -> Bool[Tensor, "B 1 T T"]:
     """Return which position sees which: its own document only, and if causal nothing later."""
-    documents_BT: Int[Tensor, "B T"] | None = batch.documents_BT
-    if documents_BT is None:
-        raise ConfigError("document_mask needs a stream that knows its documents; switch it off for this one")
     seen_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
-    if config.mask == "causal":
+    if causal:
         length = documents_BT.shape[1]
         seen_BTT = seen_BTT & torch.ones(length, length, dtype=torch.bool, device=seen_BTT.device).tril()
     return seen_BTT[:, None]

@@ -4,6 +4,7 @@ The reference sampled its next states at temperature 1e-4, so even its own logit
 say how much further ours may be off.
 """
 
+import zlib
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -102,11 +103,14 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             vectors = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, BadZipFile, EOFError) as e:
+    except (OSError, ValueError, BadZipFile, EOFError, zlib.error) as e:
         raise DataError(f"cannot read {path} as an .npz of reference vectors: {e}") from None
     missing = [name for name in [*_NAMES, *_ALSO] if name not in vectors]
     if missing:
         raise DataError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(sorted(vectors)) or 'nothing'}")
+    flat = [name for name in [*_NAMES, "states", "logits", "tokens", "gzip_ratio"] if vectors[name].ndim == 0]
+    if flat or vectors["states"].ndim != 4 or vectors["logits"].ndim != 5:
+        raise ConfigError(f"{path}: {', '.join(flat) or 'states or logits'} have too few axes; see the layout of the vectors")
     rules = {name: len(vectors[name]) for name in [*_NAMES, "states", "logits", "tokens", "gzip_ratio"]}
     if len(set(rules.values())) != 1:
         raise ConfigError(f"{path}: the arrays disagree on the number of rules: {rules}")

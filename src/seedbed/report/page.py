@@ -64,8 +64,10 @@ def write_study_page(folder: Path) -> Path:
 
 
 def write_run_page(folder: Path) -> Path:
-    """Write the page of one run from final.json and metrics.jsonl."""
+    """Write the page of one run from final.json and metrics.jsonl. Raises DataError for a run that failed."""
     final = _json(folder / "final.json")
+    if final["status"] != "done":
+        raise DataError(f"the run in {folder} failed, so it has no page: {final['error']}")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = lines[-1]["stage"] if lines else ""
     training = [(x["tokens"], x["loss_nats"]) for x in lines if x["stage"] == last]
@@ -119,6 +121,9 @@ def _write(folder: Path, *, figures: list[draw.Figure], stage0: Mapping[str, Any
         lstrip_blocks=True,
     )
     environment.filters |= {"grouped": lambda n: f"{n:,.0f}", "flops": lambda x: f"{x:.3g}", "signed": lambda x: f"{x:+.4f}"}
+    content["resolved"] = {arm: _homeless(text) for arm, text in content["resolved"].items()}
+    if content["data"]:
+        content["data"] = {**content["data"], "command": _homeless(content["data"]["command"])}
     html = environment.get_template("page.html").render(
         figures={f.name: {"caption": f.caption, "svg": Markup(f.svg)} for f in figures},
         stage0=stage0,
@@ -127,6 +132,11 @@ def _write(folder: Path, *, figures: list[draw.Figure], stage0: Mapping[str, Any
     )
     write_whole(folder / "report.html", html)
     return folder / "report.html"
+
+
+def _homeless(text: str) -> str:
+    """A page may be shown around: the home folder is not named."""
+    return text.replace(str(Path.home()), "~")
 
 
 def _tone(data: Mapping[str, Any]) -> str:

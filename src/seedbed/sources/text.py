@@ -129,6 +129,12 @@ class Text:
                 raise DataError(
                     f"{file}, line {number}: no text under {self.text_key!r}; {nearest(self.text_key, keys)} (set text_key)"
                 )
+            try:
+                fields[self.text_key].encode()
+            except UnicodeEncodeError as e:
+                raise DataError(
+                    f"{file}, line {number}: half a character (surrogate) at place {e.start}; mend that line"
+                ) from None
             meta = {k: v for k, v in fields.items() if k != self.text_key}
             yield Document(id=f"{name}:{number}", text=fields[self.text_key], meta=meta)
 
