@@ -59,6 +59,58 @@ def test_tuned_settings_reach_their_arm_and_the_user_wins(recipe):
     assert [mine.plan(arm=a, seed=0).stages[-1].clip_norm for a in ("scratch", "nca")] == [2.0, 2.0]
 
 
+def test_what_the_user_sets_comes_before_an_arm_s_change(recipe):
+    _changed(recipe, a=("arms: {nca: {}}", "arms: {nca: {}, extra: {without: soil, give_budget_to: text}}"))
+    mine = load(recipe, sets={"stages.text.budget": {"steps": 4}, "stages.0.budget": {"steps": 3}})
+    assert mine.plan(arm="extra", seed=0).stages[0].budget.steps == 4 + 3
+    assert mine.plan(arm="scratch", seed=0).stages[0].budget.steps == 4
+    assert [s.budget.steps for s in mine.plan(arm="nca", seed=0).stages] == [3, 4]
+
+
+def test_budgets_in_steps_of_other_sizes_are_not_added(recipe):
+    _changed(
+        recipe,
+        a=("arms: {nca: {}}", "arms: {nca: {}, extra: {without: soil, give_budget_to: text}}"),
+        b=("    seq_len: 32\n    batch_size: 4\n  text:", "    seq_len: 32\n    batch_size: 2\n  text:"),
+    )
+    with pytest.raises(ConfigError, match="give both budgets in tokens"):
+        load(recipe)
+
+
+def test_a_corpus_for_a_recipe_without_text_is_refused(recipe):
+    text = recipe.read_text().split("study:")[0]
+    text = text[: text.index("  text:\n")] + text[text.index("stages:") : text.index("  - name: text")]
+    recipe.write_text(text)
+    with pytest.raises(ConfigError, match="needs a recipe with a text source"):
+        load(recipe, corpus="mine.txt")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("stages.text.frozen", ["attention.valu"], "'attention.valu' addresses no parameter of this model; roles: attention"),
+        ("stages.text.frozen", ["mlp@9"], "addresses no parameter"),
+        ("stages.text.weights.fresh", ["embeding"], "no role is called 'embeding'"),
+        ("stages.text.clip_norm", -1, "greater than 0"),
+        ("stages.text.embedding_std", -2, "greater than 0"),
+        ("streams.text.seq_len", True, "valid integer"),
+        ("stages.text.budget.steps", float("inf"), "not a count|holds a value"),
+        ("streams.soil.source.kind", 3, "needs `kind`"),
+    ],
+)
+def test_settings_that_would_fail_or_mislead_later_are_refused_at_once(recipe, path, value, message):
+    from seedbed.experiments.assemble import check_parts
+
+    with pytest.raises(ConfigError, match=message):
+        check_parts(load(recipe, sets={path: value}).plan(arm="nca", seed=0))
+
+
+def test_a_misspelled_arm_under_tuned_is_refused(recipe):
+    _changed(recipe, a=("  seeds: 0-1", "  tuned: {ncaa: {stages.text.clip_norm: 0.5}}\n  seeds: 0-1"))
+    with pytest.raises(ConfigError, match="study.tuned: no arm 'ncaa'; did you mean 'nca'"):
+        load(recipe)
+
+
 def test_the_user_s_corpus_replaces_every_text_source(recipe):
     assert load(recipe, corpus="mine.txt").plan(arm="nca", seed=0).streams["text"].source["path"] == "mine.txt"
 

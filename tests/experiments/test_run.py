@@ -185,6 +185,57 @@ def test_a_run_that_has_not_reached_text_cannot_be_sampled(recipe, tmp_path, mon
         commands.sample(folder, ["a"], new_tokens=1)
 
 
+def test_what_is_drawn_anew_behind_a_stage_is_no_rewind(recipe, tmp_path):
+    """Neither the discarded rows of stage 0 nor a re-initialized body come back as they began."""
+    recipe.write_text(recipe.read_text().replace("{from: soil}", "{from: soil, fresh: [embedding, head, mlp]}"))
+    freeze = "adamw, learning_rate: 1e-9}"
+    recipe.write_text(recipe.read_text().replace("optimizer: adamw", f"optimizer: {{kind: {freeze}"))
+    recipe.write_text(recipe.read_text().replace("stream: soil, budget", f"stream: soil, optimizer: {{kind: {freeze}, budget"))
+    nca, scratch = (_run(recipe, tmp_path / arm, arm=arm).folder / "checkpoints" for arm in ("nca", "scratch"))
+    soil, text, plain = (load_weights(f) for f in (nca / "step-00000006", nca / "final", scratch / "final"))
+    rows = soil["embedding.weight"].shape[0]
+    assert not (text["embedding.weight"][:rows] - soil["embedding.weight"]).abs().max() < 1e-3
+    assert not (text["blocks.0.mlp.up.weight"] - soil["blocks.0.mlp.up.weight"]).abs().max() < 1e-3
+    assert (text["embedding.weight"] - plain["embedding.weight"]).abs().max() < 1e-6, "paired with the control's"
+    name = "blocks.1.attention.query.weight"
+    assert (soil[name] - plain[name]).abs().max() < 1e-6, "and so is the body"
+
+
+def test_the_pictures_are_those_of_the_training_rows(recipe, tmp_path):
+    from seedbed.experiments.assemble import build_stream
+
+    folder = _run(recipe, tmp_path / "run").folder
+    plan = load(recipe).plan(arm="nca", seed=0)
+    rows = build_stream("soil", plan.streams["soil"]).stream.rows(0, count=5, seed=0)
+    caption = json.loads((folder / "exhibits/soil.json").read_text())["caption"]
+    assert ", ".join(f"{r.labels['gzip_ratio']:.3f}" for r in rows) in caption
+
+
+def test_a_model_with_a_document_mask_trains_and_evaluates(recipe, tmp_path):
+    final = _run(recipe, tmp_path / "run", sets={"model.document_mask": True}).final
+    assert final["status"] == "done" and final["test"]["bytes"] > 0
+
+
+def test_a_run_goes_on_when_nobody_reads_along(recipe, tmp_path):
+    def gone(line):
+        raise BrokenPipeError
+
+    assert commands.run(recipe, out=tmp_path / "run", threads=1, say=gone).final["status"] == "done"
+
+
+def test_a_folder_begun_but_not_laid_down_can_be_begun_again(recipe, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.resolved.yaml.xyz").write_text("half")
+    assert _run(recipe, tmp_path / "run").final["status"] == "done"
+
+
+def test_a_page_lost_to_a_kill_is_written_again(recipe, tmp_path):
+    folder = _run(recipe, tmp_path / "run").folder
+    (folder / "report.html").unlink()
+    commands.resume(folder, say=lambda line: None)
+    assert (folder / "report.html").is_file()
+
+
 def test_a_nan_loss_stops_keeps_the_good_checkpoint_and_is_recorded(recipe, tmp_path):
     text = recipe.read_text().replace("schedule: {kind: wsd}", "schedule: {kind: wsd}\n    clip_norm: null")
     text = text.replace("budget: {steps: 8}", "budget: {steps: 4000}").replace("checkpoint_every: 5", "checkpoint_every: 1")

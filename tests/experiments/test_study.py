@@ -105,6 +105,82 @@ def test_seeds_after_the_verdict_are_refused(finished_study):
         _compare(recipe, found.folder, seeds="0")
 
 
+def test_seeds_are_fixed_once_any_result_can_have_been_seen(finished_study, tmp_path):
+    import shutil
+
+    recipe, found = finished_study
+    copy = tmp_path / "copy"
+    shutil.copytree(found.folder, copy)
+    (copy / "comparison.json").unlink()
+    (copy / "nca/seed-1/final.json").unlink()
+    with pytest.raises(RefusedError, match="has results of its 2 seeds"):
+        _compare(recipe, copy, seeds="0-2")
+
+
+def test_a_first_verdict_at_an_undeclared_look_is_refused(recipe, tmp_path):
+    recipe.write_text(recipe.read_text().replace("  seeds: 0-1", "  looks: [3, 6]\n  seeds: 0-1"))
+    with pytest.raises(RefusedError, match=r"declares looks at \[3, 6\] seeds; 2 seeds are none of them"):
+        _compare(recipe, tmp_path / "out")
+
+
+def test_a_study_whose_arm_failed_on_every_seed_still_has_its_page(finished_study, tmp_path):
+    import shutil
+
+    from seedbed.report.page import write_study_page
+
+    _, found = finished_study
+    copy = tmp_path / "copy"
+    shutil.copytree(found.folder, copy)
+    for seed in (0, 1):
+        (copy / f"nca/seed-{seed}/final.json").write_text(json.dumps({"status": "failed", "error": "the loss became nan"}))
+    assert "nothing can be said" in compared(copy).verdict
+    html = write_study_page(copy).read_text()
+    assert html.count("Failed: nca seed") == 2
+
+
+def test_runs_on_changed_data_are_not_compared(finished_study, tmp_path):
+    import shutil
+
+    _, found = finished_study
+    copy = tmp_path / "copy"
+    shutil.copytree(found.folder, copy)
+    file = copy / "nca/seed-1/final.json"
+    final = json.loads(file.read_text())
+    final["data"]["text"] = "another"
+    file.write_text(json.dumps(final))
+    with pytest.raises(RefusedError, match=r"stream text differ between seeds \[0, 1\] of arm nca"):
+        compared(copy)
+
+
+@pytest.mark.parametrize("what", ["test number", "tokens", "plan"])
+def test_a_run_record_that_does_not_follow_from_its_own_files_is_found(finished_study, tmp_path, what):
+    import shutil
+
+    _, found = finished_study
+    copy = tmp_path / "copy"
+    shutil.copytree(found.folder, copy)
+    run = copy / "nca/seed-1"
+    if what == "plan":
+        file = run / "resolved.yaml"
+        file.write_text(file.read_text().replace("clip_norm: 1.0", "clip_norm: 2.0"))
+    else:
+        final = json.loads((run / "final.json").read_text())
+        final["test"]["bits_per_byte"] -= 0.5 if what == "test number" else 0
+        final["ledger"]["text"]["tokens"]["text"] += 1 if what == "tokens" else 0
+        (run / "final.json").write_text(json.dumps(final))
+    compared(copy)
+    wanted = {"test number": "nca/seed-1.test.bits_per_byte", "tokens": "nca/seed-1.tokens.text", "plan": "nca/seed-1"}
+    assert [d.split(":")[0] for d in check_comparison(copy)] == [wanted[what]]
+    if what == "plan":
+        with pytest.raises(RefusedError, match="was changed since the study began"):
+            commands.resume(copy)
+
+
+def test_a_study_that_never_reads_the_test_part_is_refused(recipe, tmp_path):
+    with pytest.raises(ConfigError, match="judged on the test part"):
+        _compare(recipe, tmp_path / "out", sets={"evaluate.test": False})
+
+
 def test_another_recipe_in_the_same_folder_is_refused(finished_study):
     recipe, found = finished_study
     with pytest.raises(RefusedError, match="holds another study: plans"):

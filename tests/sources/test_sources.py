@@ -101,6 +101,7 @@ def test_three_documents_are_enough_for_three_sides(tmp_path):
         ({"a.jsonl": '{"txt": "x"}'}, "line 1: no text under 'text'; did you mean 'txt'"),
         ({"a.jsonl": "[1]"}, "line 1: no text under 'text'"),
         ({"a.txt.gz": gzip.compress(bytes(range(256)))[:100]}, "cannot read .*a.txt.gz"),
+        ({"a.jsonl": '{"text": "half \\ud800 a letter"}'}, "a.jsonl, line 1: half a character"),
         ({"a.txt": ""}, "holds no text"),
         ({"a.txt": "only one"}, "holds 1 document"),
         ({"a.pdf": "x"}, "holds no text file"),
