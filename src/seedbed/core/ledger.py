@@ -1,8 +1,8 @@
 """What a run has spent, stage by stage: nothing that an arm used is left out.
 
 Tokens are what the model was shown, by source. Beside training stand the making of rows (rejected tries included) and the
-evaluations. FLOPs come from the model's own formula (forward times three for a training step; frozen parameters are charged as if they were
-trained, an upper bound); seconds are wall-clock.
+evaluations. FLOPs come from the model's own formula (forward times three for a training step; frozen parameters are
+charged as if they were trained, an upper bound); seconds are wall-clock.
 """
 
 from collections.abc import Iterable

@@ -39,7 +39,7 @@ def plan_run(
     return plan
 
 
-def run(recipe: str | Path, *, out: Path | None = None, say: Callable[[str], None] = print, **settings: Any) -> RunResult:
+def run(recipe: str | Path, *, out: str | Path | None = None, say: Callable[[str], None] = print, **settings: Any) -> RunResult:
     """Train one arm with one seed and return its result; `settings` as for `plan_run`.
 
     Raises RefusedError if the run folder exists, RunFailedError for a loss that is not finite.
@@ -48,19 +48,20 @@ def run(recipe: str | Path, *, out: Path | None = None, say: Callable[[str], Non
     for name, spec in plan.streams.items():
         if any(stage.stream == name for stage in plan.stages):
             build_stream(name, spec)  # missing or bad data is found before a folder is made
-    folder = out or Path("runs") / plan.name / plan.arm / f"seed-{plan.seed}"
+    folder = Path(out) if out else Path("runs") / plan.name / plan.arm / f"seed-{plan.seed}"
     create(plan, folder, recipe_text=find(str(recipe)).read_text())
     return execute(folder, say=say)
 
 
 def resume(
-    folder: Path,
+    folder: str | Path,
     *,
     jobs: int = 1,
     say: Callable[[str], None] = print,
     watch: Callable[[list[RunStatus]], None] | None = None,
 ) -> RunResult | Comparison:
     """Go on with a run or a study where it stopped. A run that was killed before its first checkpoint starts again."""
+    folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; give a run or study folder")
     if (folder / "study.json").is_file():
@@ -78,8 +79,9 @@ class Trained:
     seq_len: int
 
 
-def open_run(folder: Path, *, device: str = "auto") -> Trained:
+def open_run(folder: str | Path, *, device: str = "auto") -> Trained:
     """Return the model of a run's last stage from its newest checkpoint."""
+    folder = Path(folder)
     plan = read_plan(folder)
     checkpoint = latest(folder / "checkpoints")
     if checkpoint is None:
@@ -96,7 +98,7 @@ def open_run(folder: Path, *, device: str = "auto") -> Trained:
     return Trained(plan=plan, model=model.to(machine.device).eval(), tokenizer=stream.tokenizer, seq_len=stream.stream.seq_len)
 
 
-def evaluate_text(folder: Path, text: str, *, device: str = "auto", stride: int | None = None) -> dict[str, float]:
+def evaluate_text(folder: str | Path, text: str, *, device: str = "auto", stride: int | None = None) -> dict[str, float]:
     """Return loss_nats, perplexity, bits_per_byte, tokens and bytes of a file, folder or glob under a run's model."""
     trained = open_run(folder, device=device)
     corpus = Text(path=text, section_bytes=0)
@@ -111,7 +113,7 @@ def evaluate_text(folder: Path, text: str, *, device: str = "auto", stride: int 
 
 
 def sample(
-    folder: Path,
+    folder: str | Path,
     prompts: Sequence[str],
     *,
     new_tokens: int = 200,

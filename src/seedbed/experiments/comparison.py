@@ -143,7 +143,7 @@ def compared(folder: Path, *, write: bool = True) -> Comparison:
     return Comparison(folder=folder, data=data)
 
 
-def check_comparison(folder: Path) -> list[str]:
+def check_comparison(folder: str | Path) -> list[str]:
     """Derive every number of comparison.json again from the run folders; return where it differs (empty: it holds)."""
     file = Path(folder) / FILE
     if not file.is_file():

@@ -44,7 +44,7 @@ class RunStatus:
 def compare(
     recipe: str | Path,
     *,
-    out: Path | None = None,
+    out: str | Path | None = None,
     scale: str | None = None,
     sets: Mapping[str, Any] | None = None,
     corpus: str | None = None,
@@ -79,7 +79,7 @@ def compare(
     threads = threads or max(1, available_threads() // jobs)
     device = settled_device(device)  # the same for every run, also when the study goes on elsewhere
     plans = _plans(loaded, wanted, aa=aa, device=device, precision=precision, threads=threads)
-    folder = out or Path("runs") / (loaded.recipe.name + ("-aa" if aa else ""))
+    folder = Path(out) if out else Path("runs") / (loaded.recipe.name + ("-aa" if aa else ""))
     design = _design(loaded, plans, wanted, aa=aa, command=command)
     for arm in [design.control, *design.arms]:
         check_parts(plans[arm, wanted[0]])

@@ -32,7 +32,7 @@ class Tuning:
 def tune(
     recipe: str | Path,
     *,
-    out: Path | None = None,
+    out: str | Path | None = None,
     scale: str | None = None,
     sets: Mapping[str, Any] | None = None,
     jobs: int = 1,
@@ -63,7 +63,7 @@ def tune(
                 plans[name, seed] = plan.model_copy(update={"arm": name, "evaluate": untested})
                 check_parts(plans[name, seed])
     _check_fair(spec)
-    folder = out or Path("runs") / f"{loaded.recipe.name}-tuning"
+    folder = Path(out) if out else Path("runs") / f"{loaded.recipe.name}-tuning"
     facts = {"settings": settings, "plans": {f"{a}/{s}": p.fingerprint() for (a, s), p in plans.items()}}
     with locked(folder):
         known = folder / "tune.json"
