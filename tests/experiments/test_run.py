@@ -21,6 +21,15 @@ def _run(recipe, out, arm="nca", **settings):
     return commands.run(recipe, out=out, arm=arm, threads=1, say=lambda line: None, **settings)
 
 
+def _stopped_after_a_step(recipe, folder, monkeypatch, *, arm):
+    """A run folder whose run was told to stop, as by a signal, and saved a checkpoint after its first step."""
+    create(load(recipe).plan(arm=arm, seed=0, threads=1), folder, recipe_text="x")
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+        patch.setattr(module._Signals, "stopped", lambda self: True)
+        execute(folder, say=lambda line: None)
+    return folder
+
+
 def _metrics(folder):
     """What a run computed: everything in metrics.jsonl but the seconds."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -149,11 +158,7 @@ def test_an_existing_folder_is_never_overwritten(recipe, tmp_path):
 
 
 def test_a_recipe_changed_since_its_checkpoint_is_refused(recipe, tmp_path, monkeypatch):
-    folder = tmp_path / "run"
-    create(load(recipe).plan(arm="scratch", seed=0, threads=1), folder, recipe_text="x")
-    monkeypatch.setattr(module._Signals, "stopped", lambda self: True)
-    with pytest.raises(InterruptedRunError):
-        execute(folder, say=lambda line: None)
+    folder = _stopped_after_a_step(recipe, tmp_path / "run", monkeypatch, arm="scratch")
     plan = folder / "resolved.yaml"
     plan.write_text(plan.read_text().replace("clip_norm: 1.0", "clip_norm: 2.0"))
     with pytest.raises(RefusedError, match="was changed since its checkpoint"):
@@ -161,12 +166,7 @@ def test_a_recipe_changed_since_its_checkpoint_is_refused(recipe, tmp_path, monk
 
 
 def test_data_changed_since_the_checkpoint_are_refused(recipe, corpus, tmp_path, monkeypatch):
-    folder = tmp_path / "run"
-    create(load(recipe).plan(arm="scratch", seed=0, threads=1), folder, recipe_text="x")
-    monkeypatch.setattr(module._Signals, "stopped", lambda self: True)
-    with pytest.raises(InterruptedRunError):
-        execute(folder, say=lambda line: None)
-    monkeypatch.undo()
+    folder = _stopped_after_a_step(recipe, tmp_path / "run", monkeypatch, arm="scratch")
     before = corpus.read_text()
     corpus.write_text(before + "One more line.\n")
     with pytest.raises(RefusedError, match="the data of stream text changed"):
@@ -176,11 +176,7 @@ def test_data_changed_since_the_checkpoint_are_refused(recipe, corpus, tmp_path,
 
 
 def test_a_run_that_has_not_reached_text_cannot_be_sampled(recipe, tmp_path, monkeypatch):
-    folder = tmp_path / "run"
-    create(load(recipe).plan(arm="nca", seed=0, threads=1), folder, recipe_text="x")
-    monkeypatch.setattr(module._Signals, "stopped", lambda self: True)
-    with pytest.raises(InterruptedRunError):
-        execute(folder, say=lambda line: None)
+    folder = _stopped_after_a_step(recipe, tmp_path / "run", monkeypatch, arm="nca")
     with pytest.raises(DataError, match="has not reached its last stage"):
         commands.sample(folder, ["a"], new_tokens=1)
 
@@ -311,12 +307,7 @@ def test_the_fresh_embedding_has_the_asked_spread(recipe, tmp_path, std, expecte
 
 
 def test_other_conditions_on_resume_are_said(recipe, tmp_path, monkeypatch):
-    folder = tmp_path / "run"
-    create(load(recipe).plan(arm="scratch", seed=0, threads=1), folder, recipe_text="x")
-    monkeypatch.setattr(module._Signals, "stopped", lambda self: True)
-    with pytest.raises(InterruptedRunError):
-        execute(folder, say=lambda line: None)
-    monkeypatch.undo()
+    folder = _stopped_after_a_step(recipe, tmp_path / "run", monkeypatch, arm="scratch")
     state = next((folder / "checkpoints").glob("step-*")) / "state.json"
     content = json.loads(state.read_text())
     content["environment"]["packages"]["torch"] = "0.4"
