@@ -1,6 +1,7 @@
 """seedbed pre-trains language models on less data and less compute, and says honestly whether it worked.
 
-Every command is one function: `seedbed.run`, `seedbed.compare`, `seedbed.evaluate_text`, `seedbed.sample`, `seedbed.tune`.
+Every command is one function: `seedbed.run`, `seedbed.compare`, `seedbed.evaluate_text`, `seedbed.sample`, `seedbed.tune`,
+`seedbed.learnability_map`.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,7 @@ _COMMANDS = {
     "compare": "seedbed.experiments.study",
     "check_comparison": "seedbed.experiments.comparison",
     "tune": "seedbed.experiments.tune",
+    "learnability_map": "seedbed.experiments.learnability",
     "evaluate_text": "seedbed.experiments.commands",
     "sample": "seedbed.experiments.commands",
 }

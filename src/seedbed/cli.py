@@ -272,6 +272,30 @@ def tune(
         print(json.dumps(found.data))
 
 
+@app.command(name="map")
+def map_(
+    recipe: RecipeArgument = "nca-map",
+    jobs: Jobs = 1,
+    out: Out = None,
+    scale: Scale = None,
+    set_: Sets = None,
+    device: DeviceOption = Device.auto,
+    allow_local_code: LocalCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train stage 0 on every setting of the recipe's `map:` block: which automata can this model learn?"""
+    _local_code(allow_local_code)
+    from seedbed.experiments import console
+    from seedbed.experiments.learnability import learnability_map, table
+
+    lines = console.Lines()
+    found = learnability_map(recipe, out=out, scale=scale, sets=_sets(set_), jobs=jobs, device=device.value, watch=lines.watch)
+    print(table(found.data))
+    print(f"record: {found.folder / 'map.json'}")
+    if as_json:
+        print(json.dumps(found.data))
+
+
 @app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(help="A run or study folder.")],

@@ -16,7 +16,7 @@ import torch
 from seedbed.core.draws import key
 from seedbed.core.errors import DataError, InterruptedRunError, RunFailedError
 from seedbed.core.ledger import Ledger
-from seedbed.core.protocols import Model, Objective, Schedule
+from seedbed.core.protocols import Objective, Schedule
 from seedbed.core.records import Cost, Loss, Progress
 from seedbed.core.stream import Stream
 from seedbed.engine.batches import collate, pieces
@@ -151,24 +151,3 @@ def train(stage: Stage, *, at: Counters, seed: int, machine: Machine, ledger: Le
                 f"stopped after step {at.step} of {stage.steps} of stage {stage.name!r}; a checkpoint is saved, "
                 "`seedbed resume` goes on from it"
             )
-
-
-@torch.no_grad()
-def held_out_nats(
-    model: Model, stream: Stream, *, rows: int, seed: int, split: str, machine: Machine, batch_size: int = 16
-) -> tuple[Any, Any]:
-    """Return per-token losses and targets of held-out rows: two numpy arrays (rows, T)."""
-    import numpy as np
-
-    from seedbed.core.records import TokenTargets
-
-    losses, targets = [], []
-    torch_model: Any = model
-    torch_model.eval()
-    for start in range(0, rows, batch_size):
-        made = stream.rows(start, count=min(batch_size, rows - start), seed=seed, split=split)
-        batch = collate(made, device=machine.device)
-        asked = TokenTargets(ids_BT=batch.targets_BT, weights_BT=torch.ones_like(batch.weights_BT))
-        losses.append(model(batch).token_loss(asked).nll_BT.cpu().numpy())
-        targets.append(batch.targets_BT.cpu().numpy())
-    return np.concatenate(losses), np.concatenate(targets)

@@ -1,4 +1,4 @@
-"""Has a model learned to infer rules in context? Its loss on unseen rules beside four floors that need no rule.
+"""Has a model learned to infer rules in context? Its loss on unseen rules beside five floors that need no rule.
 
 A floor is the loss of a predictor that knows simple statistics only. Each has free constants, and they are chosen in hindsight
 on the very tokens that are scored, so a floor is as hard to beat as its kind can be:
@@ -6,14 +6,15 @@ on the very tokens that are scored, so a floor is as hard to beat as its kind ca
 - in-context unigram: counts of the row so far, smoothed by the global unigram;
 - previous frame: the token at the same place one frame before, mixed with the in-context unigram;
 - in-context place statistics: counts, in the row so far, of what followed the token that stood at the same place one frame
-  before, smoothed by the in-context unigram.
+  before, smoothed by the in-context unigram;
+- an earlier frame: as "previous frame", but k frames before, with the best k: on a small torus what moves comes back.
 Only patch tokens after the first frame are scored; start and end tokens are left out.
-Letters: R rows, T tokens of a row, S and U the same of training rows, V vocabulary.
+Letters: R rows, T tokens of a row, S and U the same of training rows, V vocabulary, F frames after the first.
 """
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -30,6 +31,7 @@ class RuleInference:
     loss_nats: float
     floors_nats: dict[str, float]
     by_frame_nats: list[float]  # from frame 1 on
+    floors_by_frame_nats: dict[str, list[float]] = field(default_factory=dict)  # the same, with the constants of the whole
     rows: int
     tokens: int
     margin_nats: float = MARGIN_NATS
@@ -61,29 +63,45 @@ def rule_inference(
     unigram = counts / counts.sum()
     model_nats = nll_RT[scored_RT[:, 1:]]
     frame_T = np.arange(tokens_RT.shape[1]) // frame_tokens
-    by_frame = [
-        float(nll_RT[:, (frame_T[1:] == f) & scored_RT[0, 1:]].mean())
-        for f in range(1, frame_T[-1] + 1)
-        if ((frame_T[1:] == f) & scored_RT[0, 1:]).any()
-    ]
+    by_frame = floors_by_frame(tokens_RT, unigram=unigram, frame_tokens=frame_tokens)
+    asked_F = _asked_by_frame(tokens_RT.shape[1], frame_tokens)
     return RuleInference(
         loss_nats=float(model_nats.mean()),
-        floors_nats=floors(tokens_RT, unigram=unigram, frame_tokens=frame_tokens),
-        by_frame_nats=by_frame,
+        floors_nats={name: float(np.average(nats_F, weights=asked_F)) for name, nats_F in by_frame.items()},
+        by_frame_nats=[float(nll_RT[:, (frame_T[1:] == f + 1) & scored_RT[0, 1:]].mean()) for f in range(len(asked_F))],
+        floors_by_frame_nats={name: nats_F.tolist() for name, nats_F in by_frame.items()},
         rows=len(tokens_RT),
         tokens=int(model_nats.size),
     )
 
 
+def after_first_frame(nll_RT: Float[np.ndarray, "R T"], *, frame_tokens: int) -> float:
+    """Return the mean loss of the scored tokens alone; `nll_RT` as in `rule_inference`."""
+    return float(nll_RT[:, _scored((1, nll_RT.shape[1] + 1), frame_tokens)[0, 1:]].mean())
+
+
 def floors(tokens_RT: Int[np.ndarray, "R T"], *, unigram: Float[np.ndarray, "V"], frame_tokens: int) -> dict[str, float]:
-    """Return the four floors in nats per scored token."""
+    """Return the five floors in nats per scored token."""
+    asked_F = _asked_by_frame(tokens_RT.shape[1], frame_tokens)
+    by_frame = floors_by_frame(tokens_RT, unigram=unigram, frame_tokens=frame_tokens)
+    return {name: float(np.average(nats_F, weights=asked_F)) for name, nats_F in by_frame.items()}
+
+
+def floors_by_frame(
+    tokens_RT: Int[np.ndarray, "R T"], *, unigram: Float[np.ndarray, "V"], frame_tokens: int
+) -> dict[str, Float[np.ndarray, "F"]]:
+    """Return the five floors frame by frame, in nats per scored token; their constants are best over all frames together."""
     scored_T = _scored((1, tokens_RT.shape[1]), frame_tokens)[0]
     inside_T = _inside(tokens_RT.shape[1], frame_tokens)
+    asked_F = _asked_by_frame(tokens_RT.shape[1], frame_tokens)
+    count = len(asked_F)
+    shares = _SHARES[:, None]
     sums = {
-        "global unigram": np.zeros(1),
-        "in-context unigram": np.zeros(len(_STRENGTHS)),
-        "previous frame": np.zeros((len(_SHARES), len(_STRENGTHS))),
-        "in-context place statistics": np.zeros((len(_STRENGTHS), len(_STRENGTHS))),
+        "global unigram": np.zeros((count, 1)),
+        "in-context unigram": np.zeros((count, len(_STRENGTHS))),
+        "previous frame": np.zeros((count, len(_SHARES), len(_STRENGTHS))),
+        "in-context place statistics": np.zeros((count, len(_STRENGTHS), len(_STRENGTHS))),
+        "an earlier frame": np.zeros((count, count, len(_SHARES), len(_STRENGTHS))),
     }
     for row_T in tokens_RT:
         seen: dict[int, int] = defaultdict(int)
@@ -95,20 +113,37 @@ def floors(tokens_RT: Int[np.ndarray, "R T"], *, unigram: Float[np.ndarray, "V"]
                 continue
             before = int(row_T[t - frame_tokens]) if t >= frame_tokens else -1
             if scored_T[t]:
+                f = t // frame_tokens - 1
                 base = unigram[token]
                 adaptive = (seen[token] + _STRENGTHS * base) / (total + _STRENGTHS)
-                sums["global unigram"] -= math.log(base)
-                sums["in-context unigram"] -= np.log(adaptive)
-                sums["previous frame"] -= np.log(_SHARES[:, None] * (before == token) + (1 - _SHARES[:, None]) * adaptive)
+                sums["global unigram"][f] -= math.log(base)
+                sums["in-context unigram"][f] -= np.log(adaptive)
+                hit, miss = -np.log(shares + (1 - shares) * adaptive), -np.log((1 - shares) * adaptive)
+                sums["previous frame"][f] += hit if before == token else miss
                 placed = after[before, token] + _STRENGTHS[:, None] * adaptive
-                sums["in-context place statistics"] -= np.log(placed / (contexts[before] + _STRENGTHS[:, None]))
+                sums["in-context place statistics"][f] -= np.log(placed / (contexts[before] + _STRENGTHS[:, None]))
+                earlier_K = row_T[t - frame_tokens * np.arange(1, f + 2)] == token  # k = 1, 2, .. as far as the row goes
+                earlier = sums["an earlier frame"][f]
+                earlier[: f + 1] += np.where(earlier_K[:, None, None], hit, miss)
+                earlier[f + 1 :] -= np.log(adaptive)  # nothing stood there yet
             seen[token] += 1
             total += 1
             if before >= 0:
                 after[before, token] += 1
                 contexts[before] += 1
-    tokens = len(tokens_RT) * int(scored_T.sum())
-    return {name: float(value.min() / tokens) for name, value in sums.items()}
+    return {name: _at_best_constants(value) / (len(tokens_RT) * asked_F) for name, value in sums.items()}
+
+
+def _at_best_constants(sums: Float[np.ndarray, "F ..."]) -> Float[np.ndarray, "F"]:
+    by_constants = sums.reshape(len(sums), -1)
+    return by_constants[:, by_constants.sum(0).argmin()]
+
+
+def _asked_by_frame(length: int, frame_tokens: int) -> Int[np.ndarray, "F"]:
+    """How many tokens of a row are scored in each frame after the first; frames without any are left out."""
+    scored_T = _scored((1, length), frame_tokens)[0]
+    counts = np.bincount(np.arange(length) // frame_tokens, weights=scored_T).astype(np.int64)[1:]
+    return counts[counts > 0]
 
 
 def _inside(length: int, frame_tokens: int) -> Bool[np.ndarray, "T"]:

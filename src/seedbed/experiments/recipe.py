@@ -140,6 +140,24 @@ class TuneSpec(_Strict):
     records: list[str] = []  # where the committed records of this and earlier searches stand
 
 
+class MapBlock(_Strict):
+    """Settings that are fixed, and a grid of others."""
+
+    fixed: dict[str, Any] = {}
+    grid: dict[str, list[Any]] = {}
+
+
+class MapSpec(_Strict):
+    """Which settings of an automaton stage are held against each other, each on rows that hold enough of its frames."""
+
+    stage: str
+    seeds: list[int] = Field(min_length=1)
+    frames: int = Field(ge=2)  # a row holds at least so many; its length is the next power of two
+    tokens_per_step: Count = 2048  # rows a step follow from it
+    held_out_tokens: Count = 32_768  # held-out rows follow from it
+    blocks: dict[str, MapBlock]
+
+
 _NO_TUNE = TuneSpec(seeds=[0], grids={})
 
 
@@ -158,6 +176,7 @@ class Recipe(_Strict):
     scales: dict[str, dict[str, Any]] = {}
     study: StudySpec | None = None
     tune: TuneSpec | None = None
+    map: MapSpec | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
@@ -178,6 +197,8 @@ class Recipe(_Strict):
                 raise ValueError(
                     f"stages.{stage.name}.embedding_std: 'trained' needs weights from an earlier stage; give a number"
                 )
+        if self.map and self.map.stage not in names:
+            raise ValueError(f"map.stage: no stage {self.map.stage!r}; {nearest(self.map.stage, names)}")
         if self.study:
             arms = {self.study.control.name, *self.study.arms}
             named = [("study.tuned", a) for a in self.study.tuned] + [("tune.grids", a) for a in (self.tune or _NO_TUNE).grids]
@@ -315,8 +336,9 @@ class Loaded:
                     set_path(tree, path, self.sets.get(path, value))
         for path, value in (changes or {}).items():
             set_path(tree, path, value)
-        body = {k: v for k, v in tree.items() if k in Recipe.model_fields and k not in ("study", "tune", "scales", "precision")}
-        checked = _checked(Recipe, {**body, "study": None, "tune": None})
+        about_many = ("study", "tune", "map", "scales", "precision")
+        body = {k: v for k, v in tree.items() if k in Recipe.model_fields and k not in about_many}
+        checked = _checked(Recipe, body)
         main = (study.main_stage if study else None) or checked.stages[-1].name
         plan = {
             **body,

@@ -28,10 +28,12 @@ from seedbed.core.errors import DataError, InterruptedRunError, RefusedError, Ru
 from seedbed.core.ledger import Ledger
 from seedbed.core.records import Cost, Document, Role
 from seedbed.engine.checkpoints import latest, load_checkpoint, load_weights, read_state, save_checkpoint
+from seedbed.engine.held_out import likeliest, row_nats
 from seedbed.engine.precision import Machine, prepare_machine
-from seedbed.engine.train import Counters, Hooks, Stage, held_out_nats, train
+from seedbed.engine.train import Counters, Hooks, Stage, train
 from seedbed.evaluate.bits_per_byte import BitsPerByte, summary
-from seedbed.evaluate.rule_inference import rule_inference
+from seedbed.evaluate.frame_completion import frame_completion
+from seedbed.evaluate.rule_inference import after_first_frame, rule_inference
 from seedbed.experiments.assemble import BuiltStream, build_model, build_stage, build_stream, initialize
 from seedbed.experiments.environment import commit, environment
 from seedbed.experiments.recipe import RunPlan, StageSpec, read_plan
@@ -40,6 +42,7 @@ from seedbed.scorers.own_run import OwnRun
 from seedbed.transfer.rules import Rules
 from seedbed.writers.sample import Sample
 
+_COMPLETED_ROWS = 32  # held-out rows of an automaton stage whose frames are completed
 PARENT = "SEEDBED_PARENT"  # process number of a study; a run whose study is gone stops as if by a signal
 
 
@@ -146,12 +149,12 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
         valid = _valid_documents(plan, stream)
 
         def evaluate(
-            stream: BuiltStream = stream, model: Any = model, valid: list[Document] = valid, name: str = spec.name
+            stream: BuiltStream = stream, model: Any = model, valid: list[Document] = valid, spec: StageSpec = spec
         ) -> dict[str, float]:
             if stream.tokenizer is None:
-                return {}
+                return _on_unseen_rules(plan, spec, stream, model, machine) if _framed(stream) else {}
             found, cost = _text_numbers(plan, stream, model, valid)[::2]
-            ledger.charge(name, "evaluate", cost)
+            ledger.charge(spec.name, "evaluate", cost)
             return {f"valid_{k}": found[k] for k in ("loss_nats", "bits_per_byte")}
 
         def save(model: Any = model, stage: Stage = stage) -> None:
@@ -177,8 +180,7 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
         log(f"stage {spec.name}: {stage.steps} steps of {stream.stream.batch_size} x {stream.stream.seq_len} tokens")
         hooks = Hooks(record=metrics, evaluate=evaluate, save=save, should_stop=signals.stopped)
         train(stage, at=counters, seed=plan.seed, machine=machine, ledger=ledger, hooks=hooks)
-        framed = hasattr(stream.source, "frame_tokens") and all(v.keeps_order for v in stream.stream.views)
-        if framed and spec.name not in extras["stage0"]:
+        if _framed(stream) and spec.name not in extras["stage0"]:
             started = time.perf_counter()
             extras["stage0"][spec.name] = found = _against_floors(plan, spec, stream, model, machine)
             cost = model.cost(rows=spec.floor_rows, seq_len=stream.stream.seq_len)
@@ -264,17 +266,35 @@ def _up_to(documents: Any, most_bytes: int | None) -> list[Document]:
     return kept
 
 
-def _against_floors(plan: RunPlan, spec: StageSpec, stream: BuiltStream, model: Any, machine: Machine) -> dict[str, Any]:
-    """Hold a stage on automaton rows against the floors, on rules that no training row used."""
+def _framed(stream: BuiltStream) -> bool:
+    """Whether rows are frames one after the other, so that floors and completion mean something."""
+    return hasattr(stream.source, "frame_tokens") and all(v.keeps_order for v in stream.stream.views)
+
+
+def _on_unseen_rules(plan: RunPlan, spec: StageSpec, stream: BuiltStream, model: Any, machine: Machine) -> dict[str, float]:
+    """The loss on the way: the rows and tokens of the record at the stage's end."""
     source: Any = stream.source
-    rows, seed = spec.floor_rows, plan.seed
-    nll_RT, targets_RT = held_out_nats(model, stream.stream, rows=rows, seed=seed, split="valid", machine=machine)
-    first_R1 = np.stack([r.tokens_T[:1] for r in stream.stream.rows(0, count=rows, seed=seed, split="valid")])
-    training = np.stack([r.tokens_T for r in stream.stream.rows(0, count=rows, seed=seed)])
-    found = rule_inference(
-        nll_RT, np.concatenate([first_R1, targets_RT], axis=1), training_SU=training, frame_tokens=source.frame_tokens
+    rows = stream.stream.rows(0, count=spec.floor_rows, seed=plan.seed, split="valid")
+    nll_RT = row_nats(model, rows, machine=machine)
+    return {"valid_loss_nats": after_first_frame(nll_RT, frame_tokens=source.frame_tokens)}
+
+
+def _against_floors(plan: RunPlan, spec: StageSpec, stream: BuiltStream, model: Any, machine: Machine) -> dict[str, Any]:
+    """Hold a stage on automaton rows against the floors, on rules that no training row used, and let it complete frames."""
+    source: Any = stream.source
+    held_out = stream.stream.rows(0, count=spec.floor_rows, seed=plan.seed, split="valid")
+    tokens_RT = np.stack([np.concatenate([row.tokens_T[:1], row.targets_T]) for row in held_out])
+    training = np.stack([r.tokens_T for r in stream.stream.rows(0, count=spec.floor_rows, seed=plan.seed)])
+    nll_RT = row_nats(model, held_out, machine=machine)
+    found = rule_inference(nll_RT, tokens_RT, training_SU=training, frame_tokens=source.frame_tokens)
+    completed = frame_completion(
+        likeliest(model, machine=machine, below=source.patches.start_id),
+        tokens_RT[:_COMPLETED_ROWS],
+        frame_tokens=source.frame_tokens,
+        decode=source.patches.decode,
     )
-    return {**asdict(found), "best_floor_nats": found.best_floor_nats, "learned": found.learned}
+    judged = {"best_floor_nats": found.best_floor_nats, "learned": found.learned}
+    return {**asdict(found), **judged, "completion": asdict(completed)}
 
 
 def _floor_line(name: str, found: dict[str, Any]) -> str:

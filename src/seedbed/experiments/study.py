@@ -288,6 +288,35 @@ def run_all(
         raise InterruptedRunError(f"stopped; every run has saved a checkpoint, `seedbed resume {folder}` goes on")
 
 
+def run_search(
+    folder: Path,
+    *,
+    name: str,
+    facts: Mapping[str, Any],
+    plans: Mapping[tuple[str, int], RunPlan],
+    recipe: str | Path,
+    jobs: int,
+    threads: int,
+    watch: Callable[[list[RunStatus]], None] | None,
+) -> None:
+    """Run many settings of one recipe (or what is left of them); `facts` are kept in `name` and decide what goes on.
+
+    Raises RefusedError if the folder holds another search.
+    """
+    facts = {**facts, "plans": {f"{a}/{s}": p.fingerprint() for (a, s), p in plans.items()}}
+    with locked(folder):
+        known = folder / name
+        if known.is_file() and json.loads(known.read_text()) != facts:
+            raise RefusedError(f"{folder} holds another search; give another --out")
+        write_json(known, facts)
+        recipe_text = find(str(recipe)).read_text()
+        write_whole(folder / "recipe.yaml", recipe_text)
+        for (setting, seed), plan in plans.items():
+            if not (folder / setting / f"seed-{seed}" / "resolved.yaml").is_file():
+                create(plan, folder / setting / f"seed-{seed}", recipe_text=recipe_text)
+        run_all(folder, plans, jobs=jobs, threads=threads, watch=watch or _quiet)
+
+
 def _start(run: Path, threads: int) -> "subprocess.Popen[bytes]":
     environment = {**os.environ, PARENT: str(os.getpid()), "OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
     with (run / "worker.err").open("wb") as errors:

@@ -4,21 +4,20 @@ The best settings are printed and written down with all trials, for a recipe's `
 """
 
 import itertools
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seedbed.core.durable import locked, write_json, write_whole
-from seedbed.core.errors import ConfigError, RefusedError
+from seedbed.core.durable import write_json
+from seedbed.core.errors import ConfigError
 from seedbed.engine.precision import available_threads
 from seedbed.experiments.assemble import check_parts
 from seedbed.experiments.comparison import valid_curve
 from seedbed.experiments.environment import commit, processor
-from seedbed.experiments.recipe import RunPlan, TuneSpec, find, load
-from seedbed.experiments.run import create, finished
-from seedbed.experiments.study import RunStatus, run_all
+from seedbed.experiments.recipe import RunPlan, TuneSpec, load
+from seedbed.experiments.run import finished
+from seedbed.experiments.study import RunStatus, run_search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +63,18 @@ def tune(
                 check_parts(plans[name, seed])
     _check_fair(spec)
     folder = Path(out) if out else Path("runs") / f"{loaded.recipe.name}-tuning"
-    facts = {"settings": settings, "plans": {f"{a}/{s}": p.fingerprint() for (a, s), p in plans.items()}}
-    with locked(folder):
-        known = folder / "tune.json"
-        if known.is_file() and json.loads(known.read_text()) != facts:
-            raise RefusedError(f"{folder} holds another search; give another --out")
-        write_json(known, facts)
-        write_whole(folder / "recipe.yaml", find(str(recipe)).read_text())
-        for (name, seed), plan in plans.items():
-            if not (folder / name / f"seed-{seed}" / "resolved.yaml").is_file():
-                create(plan, folder / name / f"seed-{seed}", recipe_text=find(str(recipe)).read_text())
-        run_all(folder, plans, jobs=jobs, threads=threads, watch=watch or (lambda statuses: None))
-        data = _record(folder, loaded.recipe.name, spec, settings, plans)
-        write_json(folder / "tuning.json", data)
+    run_search(
+        folder,
+        name="tune.json",
+        facts={"settings": settings},
+        plans=plans,
+        recipe=recipe,
+        jobs=jobs,
+        threads=threads,
+        watch=watch,
+    )
+    data = _record(folder, loaded.recipe.name, spec, settings, plans)
+    write_json(folder / "tuning.json", data)
     return Tuning(folder=folder, data=data)
 
 

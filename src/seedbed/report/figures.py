@@ -87,7 +87,7 @@ def floors(stage0: Mapping[str, Mapping[str, Any]]) -> Figure:
         for color, (label, r) in zip(_colors(), stage0.items(), strict=False):
             y = r["by_frame_nats"]
             axes.plot(range(1, len(y) + 1), y, color=color, marker="o", markersize=3.5, label=f"model, {label}")
-        styles = [":", "-.", "--", "-"]
+        styles = [":", "-.", "--", "-", (0, (1, 4))]
         for style, name in zip(styles, records[0]["floors_nats"], strict=False):
             level = float(np.mean([r["floors_nats"][name] for r in records]))
             axes.axhline(level, color=COLORS[5], linestyle=style, linewidth=1.3, label=f"floor: {name}")
@@ -116,7 +116,44 @@ def complexity(survey: Mapping[str, Any]) -> Figure:
     return Figure(name="complexity", caption=caption, svg=_svg("complexity", draw), data=dict(survey))
 
 
-def _svg(name: str, draw: Callable[[Axes], None], *, height: float = 3.4) -> str:
+def learnability(settings: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw how far below the best floor each setting got, by tokens: a panel for states and patch, a line a run.
+
+    `settings`: records of a map (seedbed.experiments.learnability).
+    """
+    panels: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
+    for s in sorted(settings, key=lambda s: (s["automaton"]["patch"], s["automaton"]["states"])):
+        panels.setdefault((s["automaton"]["patch"], s["automaton"]["states"]), []).append(s)
+    columns = max((sum(patch == p for p, _ in panels) for patch, _ in panels), default=1)
+    rows = -(-len(panels) // columns) if panels else 1
+
+    def draw(grid: Any) -> None:
+        flat = list(np.ravel(grid))
+        for axes, ((patch, states), runs) in zip(flat, panels.items(), strict=False):
+            for color, style, s in zip(_colors(), ["-"] * 6 + ["--"] * 6 + [":"] * 12, runs, strict=False):
+                x, y = zip(*s["below_on_the_way"], strict=True)
+                a = s["automaton"]
+                label = f"{a['grid']}x{a['grid']}, {s['parameters_without_embeddings'] / 1e6:.1f}M, band {a['band'][0]:g}"
+                axes.plot(x, y, style, color=color, marker=".", markersize=4, label=label)
+            axes.axhline(0.1, color=_INK, linewidth=0.8, linestyle=":")
+            axes.axhline(0, color=_INK, linewidth=0.8)
+            axes.set_title(f"{states} states, {patch}x{patch} patches", fontsize=9)
+            axes.set_ylim(-0.5, 0.5)
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.legend(frameon=False, fontsize=6, loc="lower right")
+        for axes in flat[len(panels) :]:
+            axes.set_visible(False)
+        flat[0].set_ylabel("nats below the best floor")
+
+    svg = _svg("learnability", draw, height=3.2 * rows, width=4.2 * columns, shape=(rows, columns))
+    caption = "Nats below the best floor on unseen rules, by tokens; above the dotted line (0.1) a stage counts as learned."
+    return Figure(name="learnability", caption=caption, svg=svg, data=list(settings))
+
+
+def _svg(
+    name: str, draw: Callable[[Any], None], *, height: float = 3.4, width: float = 7, shape: tuple[int, int] = (1, 1)
+) -> str:
+    """Draw on one pair of axes, or on a grid of them."""
     settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
@@ -130,8 +167,8 @@ def _svg(name: str, draw: Callable[[Axes], None], *, height: float = 3.4) -> str
         "grid.color": _INK,
     }
     with matplotlib.rc_context(settings):
-        canvas = Canvas(figsize=(7, height), layout="constrained")
-        draw(canvas.subplots())
+        canvas = Canvas(figsize=(width, height), layout="constrained")
+        draw(canvas.subplots(*shape))
         out = io.StringIO()
         canvas.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
