@@ -1,4 +1,4 @@
-"""Fifteen one-line breakages, each of which a named test must catch: `make mutants`.
+"""Seventeen one-line breakages, each of which a named test must catch: `make mutants`.
 
 Every mutant is made in a copy of the package; its test is run against the copy and must fail (and must pass without it, which
 `make test` shows).
@@ -36,8 +36,8 @@ MUTANTS = [
     Mutant(
         "state axis does not wrap",
         "nca/rule.py",
-        "merged[:, 0] += first_KCS[:, -1]",
-        "merged[:, 0] += 0",
+        "merged[q] += first_KCS[k, n + 1, q]",
+        "merged[q] += 0",
         "nca/test_patches_and_check.py::test_the_authors_vectors_are_met",
     ),
     Mutant(
@@ -46,6 +46,20 @@ MUTANTS = [
         'dtype="<i4"',
         'dtype="<i8"',
         "nca/test_patches_and_check.py::test_the_authors_vectors_are_met",
+    ),
+    Mutant(
+        "float32 decides without a lead",
+        "nca/rollout.py",
+        "margin = np.float32((np.float64(reach) + slack) * 1.000001)",
+        "margin = np.float32(0)",
+        "nca/test_automaton.py::test_a_thousand_rows_are_the_golden_bytes_with_one_thread_and_two[1]",
+    ),
+    Mutant(
+        "a match of three bytes from far away",
+        "nca/deflate.py",
+        "if length == _SHORTEST and at - match_start > _FAR:",
+        "if length < _SHORTEST and at - match_start > _FAR:",
+        "nca/test_deflate.py::test_inputs_of_many_blocks_and_beyond_the_window_are_zlib_s_too[70000]",
     ),
     Mutant(
         "validation rules drawn like training rules",
@@ -57,8 +71,8 @@ MUTANTS = [
     Mutant(
         "rejected rules are not charged",
         "nca/automaton.py",
-        "updates = (attempt + 1) * selection_updates",
-        "updates = selection_updates",
+        "tries * selection + more",
+        "selection + more",
         "nca/test_automaton.py::test_every_accepted_rule_lies_strictly_inside_the_band",
     ),
     Mutant(

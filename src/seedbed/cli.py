@@ -430,7 +430,6 @@ def doctor(as_json: AsJson = False) -> None:
     import torch
 
     from seedbed.experiments.environment import environment
-    from seedbed.nca.complexity import zlib_build
     from seedbed.nca.golden import golden_rows
 
     facts = environment()
@@ -441,7 +440,6 @@ def doctor(as_json: AsJson = False) -> None:
         **{k: facts[k] for k in ("python", "system", "processor", "processors_available", "cpu_capability")},
         "torch": facts["packages"]["torch"],
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "zlib": zlib_build(),
         "golden_rows": golden,
     }
     if as_json:
@@ -491,23 +489,50 @@ def _automaton(states: int, grid: int, patch: int, band: str | None, **more: Any
 
 @nca.command()
 def show(
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("nca.png"),
+    out: Annotated[Path | None, typer.Option(help="The picture to write; .gif makes an animation. [nca.png]")] = None,
     states: States = 10,
     grid: Grid = 12,
     patch: Patch = 2,
     band: Band = None,
-    rows: Annotated[int, typer.Option(help="Rules, one a line.", min=1, max=64)] = 6,
+    rows: Annotated[int, typer.Option(help="Rules; of each band, for a gallery.", min=1, max=64)] = 6,
     frames: Annotated[int, typer.Option(help="Frames of each.", min=1, max=64)] = 10,
+    gallery: Annotated[bool, typer.Option("--gallery", help="Bands from simple to complex, one below the other.")] = False,
+    terminal: Annotated[
+        bool, typer.Option("--terminal", help="Print colored blocks; a picture only if --out is given.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
-    """Draw roll-outs of random rules as a PNG."""
+    """Draw roll-outs of random rules: a PNG, an animated GIF, or blocks in the terminal."""
+    from dataclasses import replace
+
     from seedbed.core.durable import write_whole
-    from seedbed.nca.drawing import png, strips
+    from seedbed.nca import drawing
 
     automaton = _automaton(states, grid, patch, band)
-    made = [automaton.rollout(i, frames=frames, seed=seed) for i in range(rows)]
-    write_whole(out, png(strips([r.frames_FGG for r in made], states=states)))
-    print(f"{out}: gzip ratios from top to bottom: {', '.join(f'{r.ratio:.3f}' for r in made)}")
+    if out is None and not terminal:
+        out = Path("nca.png")
+    if out is not None and out.suffix not in (".png", ".gif"):
+        raise ConfigError(f"--out must end in .png or .gif, got {str(out)!r}")
+    if gallery and band is not None:
+        raise ConfigError("--gallery shows all bands; leave out --band")
+    bands = [automaton.band]
+    if gallery:
+        automaton = replace(automaton, band_of="normalized")
+        bands = [(low, low + 0.2) for low in (0.0, 0.2, 0.4, 0.6, 0.8)]
+    shown = []
+    for low, high in bands:
+        chosen = replace(automaton, band=(low, high))
+        made = [chosen.rollout(i, frames=frames, seed=seed) for i in range(rows)]
+        shown += [r.frames_FGG for r in made]
+        name = f"{low:.1f} to {high:.1f} of the ceiling, " if gallery else ""
+        print(f"{name}gzip ratios from top to bottom: {', '.join(f'{r.ratio:.3f}' for r in made)}")
+        if terminal:
+            print("\n".join(drawing.blocks(r.frames_FGG, states=states) for r in made))
+    if out is not None:
+        animated = out.suffix == ".gif"
+        picture = drawing.gif(shown, states=states) if animated else drawing.png(drawing.strips(shown, states=states))
+        write_whole(out, picture)
+        print(f"picture: {out}")
 
 
 @nca.command()
@@ -517,13 +542,26 @@ def stats(
     patch: Patch = 2,
     band: Band = None,
     rules: Annotated[int, typer.Option(help="How many random rules to look at.", min=1)] = 1000,
+    measured: Annotated[int, typer.Option(help="Of how many entropy, mutual information and damage are taken.", min=1)] = 200,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Gzip ratios of random rules: quantiles, shares, ceiling, and how many a band accepts."""
+    """Gzip ratios of random rules: quantiles, shares, ceiling, and how many a band accepts; what else the rules do."""
+    from dataclasses import replace
+
     import numpy as np
 
-    survey = _automaton(states, grid, patch, band).survey(rules, seed=seed)
+    from seedbed.nca import measures
+
+    automaton = _automaton(states, grid, patch, band)
+    survey = automaton.survey(rules, seed=seed)
+    free = replace(automaton, band=(0.0, 2.0))
+    worlds = [free.rollout(i, frames=10, seed=seed).frames_FGG for i in range(min(rules, measured))]
+    behavior = {
+        "entropy_bits": [measures.entropy_bits(w, states=states) for w in worlds],
+        "mutual_information_bits": [measures.mutual_information_bits(w, states=states) for w in worlds],
+        "damage": [measures.damage(free, i, seed=seed) for i in range(len(worlds))],
+    }
     edges = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 10]
     shares = np.histogram(survey.ratios, edges)[0] / rules
     found = {
@@ -534,6 +572,7 @@ def stats(
         "quantiles_normalized": {str(q): float(np.quantile(survey.ratios, q)) / survey.ceiling for q in survey.quantiles},
         "band": list(survey.band),
         "acceptance": survey.acceptance,
+        **{k: {str(q): float(np.quantile(v, q)) for q in survey.quantiles} for k, v in behavior.items()},
     }
     if as_json:
         print(json.dumps(found))

@@ -7,7 +7,8 @@ import torch
 
 from seedbed.core.records import Document
 from seedbed.evaluate.bits_per_byte import BitsPerByte, summary
-from seedbed.evaluate.rule_inference import floors, rule_inference
+from seedbed.evaluate.frame_completion import frame_completion
+from seedbed.evaluate.rule_inference import floors, floors_by_frame, rule_inference
 from seedbed.models.transformer import Decoder
 from seedbed.scorers.own_run import OwnRun, _spans
 from seedbed.tokenizers.bytes import Bytes
@@ -96,6 +97,43 @@ def test_a_rule_on_single_places_is_known_to_the_place_statistics():
         rows.append(tokens)
     found = floors(np.array(rows), unigram=np.full(18, 1 / 16), frame_tokens=6)
     assert found["in-context place statistics"] < 0.6 * found["previous frame"]
+
+
+def test_what_comes_back_after_some_frames_is_known_to_the_earlier_frame_floor():
+    """Frames of random tokens with period 3: no frame looks like the one before, all like the third before."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(20):
+        cycle = rng.integers(0, 16, (3, 4))
+        rows.append(np.concatenate([[16, *cycle[t % 3], 17] for t in range(30)]))
+    found = floors(np.array(rows), unigram=np.full(18, 1 / 16), frame_tokens=6)
+    assert found["an earlier frame"] < 0.5 * found["previous frame"]
+
+
+def test_floors_by_frame_average_to_the_floors():
+    rows = np.random.default_rng(0).integers(0, 4, (6, 23))
+    by_frame = floors_by_frame(rows, unigram=np.full(4, 0.25), frame_tokens=6)
+    whole = floors(rows, unigram=np.full(4, 0.25), frame_tokens=6)
+    assert {len(v) for v in by_frame.values()} == {3}
+    for name, nats_F in by_frame.items():
+        assert whole[name] == pytest.approx((4 * nats_F[0] + 4 * nats_F[1] + 4 * nats_F[2]) / 12)
+
+
+def test_frames_are_completed_from_the_true_frames_before():
+    """A world of period two on a 2x2 grid, read cell by cell; the guesser knows it but for one cell of the last frame."""
+    frames = np.array([[[0, 1, 1, 0], [1, 0, 0, 1]][t % 2] for t in range(4)])
+    rows = np.concatenate([np.full((4, 1), 2), frames, np.full((4, 1), 3)], axis=1).reshape(1, -1)
+
+    def choose(tokens, last):
+        known = np.concatenate([rows[0, 1:], [0]])[None, tokens.shape[1] - last : tokens.shape[1]].copy()
+        places = np.arange(tokens.shape[1] - last, tokens.shape[1])
+        known[:, places == 19] = 1  # the true cell there is 0
+        return known
+
+    found = frame_completion(choose, rows, frame_tokens=6, decode=lambda p: p.astype(np.uint8).reshape(-1, 2, 2))
+    assert [a.frame for a in found.teacher_forced] == [1, 1, 0] and found.teacher_forced[-1].cell == 0.75
+    assert [a.cell for a in found.copied] == [0, 0, 0]
+    assert (found.greedy.frame, found.greedy.cell, found.greedy_frame) == (0, 0.75, 3)
 
 
 def test_delimiters_and_the_first_frame_are_not_scored():

@@ -316,3 +316,23 @@ def test_other_conditions_on_resume_are_said(recipe, tmp_path, monkeypatch):
     commands.resume(folder, say=said.append)
     assert any("will not be exact to the bit" in line for line in said)
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("arm", ["nca", "nca_attention_only"])
+def test_the_gpu_scale_runs_with_a_small_body_and_few_tokens(tmp_path, arm):
+    """The published automaton, its vocabulary and row length, bfloat16 and hand-over: all but the size and the device."""
+    sets = {
+        "model": {"kind": "decoder", "num_layers": 1, "d_model": 16, "num_heads": 2},
+        "streams.soil.batch_size": 1,
+        "streams.text.batch_size": 1,
+        "stages.soil.budget": {"tokens": 2048},
+        "stages.soil.floor_rows": 2,
+        "stages.text.budget": {"tokens": 2048},
+        "evaluate": {"valid_bytes": 1000, "test_bytes": 1000, "samples": []},
+    }
+    result = run(
+        "nca-text", arm=arm, seed=11, scale="gpu", sets=sets, out=tmp_path / "run", device="cpu", say=lambda line: None
+    )
+    assert result.final["status"] == "done" and "bits_per_byte" in result.final["test"]
+    assert result.final["stage0"]["soil"]["completion"]["greedy_frame"] == 25
+    assert json.loads((tmp_path / "run" / "env.json").read_text())["precision"] == "bfloat16"

@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 
 from seedbed.core.errors import ConfigError
-from seedbed.nca.automaton import Automaton
 from seedbed.nca.reference import float_logits, integer_rule
-from seedbed.nca.rollout import logits, roll_out, start_grid
-from seedbed.nca.rule import LOGIT_BITS, _draw, compose, draw_rule, lecun_scale
+from seedbed.nca.rollout import float_error, logits, roll_out, start_grid
+from seedbed.nca.rule import LOGIT_BITS, compose, draw_rule, draw_weights, layer_scales, lecun_scale
 from seedbed.nca.tables import FRACTION_BITS, GUMBEL, TRUNCATED_NORMAL, build, tables
 from tests.conftest import DATA
 
@@ -22,9 +21,10 @@ def test_the_scale_is_lecun_normal():
 
 def _float_weights(states, *, seed=3):
     """A rule's weights as floats, drawn as the integer path draws them."""
-    scales = np.array([lecun_scale(9 * (states + 2)), lecun_scale(4), lecun_scale(16)])
-    first, second, third = _draw(np.uint64(seed), scales, states + 2, states, 0, 2, tables()[TRUNCATED_NORMAL])
-    return first, second, third
+    layers = [np.empty(shape, dtype=np.int64) for shape in ((9, states + 2, 4), (4, 16), (16, states))]
+    flat = [layer.reshape(-1) for layer in layers]
+    draw_weights(np.uint64(seed), layer_scales(states, True), 0, 2, tables()[TRUNCATED_NORMAL], *flat)
+    return layers
 
 
 @pytest.mark.parametrize("states", [2, 10])
@@ -76,14 +76,14 @@ def test_at_temperature_zero_a_step_is_the_argmax():
 
 def test_leaving_noise_out_where_it_cannot_matter_changes_nothing():
     """At a high temperature all noise is drawn; the same update by hand, with every cell's noise, gives the same grid."""
-    from seedbed.nca.rollout import _STEPS
+    from seedbed.nca.rollout import STEPS
     from seedbed.nca.rule import mix, word
 
     rule = draw_rule(7, states=3, wrap_states=True, split="train")
     grid = start_grid(8, states=3, grid=4, uniform=True)
     for temperature in (1e-4, 0.02, 1.0):
         after = _roll(rule, grid, key=77, frames=1, burn_in=1, temperature=temperature)[0]
-        step_key = np.uint64(mix(np.uint64(77) ^ np.uint64(mix(_STEPS + np.uint64(0)))))
+        step_key = np.uint64(mix(np.uint64(77) ^ np.uint64(mix(STEPS + np.uint64(0)))))
         noise = [
             [int(tables()[GUMBEL][int(word(step_key, np.uint64(cell * 3 + s))) >> 50]) for s in range(3)] for cell in range(16)
         ]
@@ -127,11 +127,28 @@ def test_weights_that_could_overflow_are_refused():
         integer_rule(weights)
 
 
-def test_no_floating_point_enters_the_generating_path():
-    """Types of the compiled functions: nothing but integers and arrays of integers goes in."""
-    from seedbed.nca import rollout, rule
+@pytest.mark.parametrize("states", [2, 10, 40])
+def test_float32_is_never_further_off_than_the_bound_that_lets_it_decide(states):
+    rng = np.random.default_rng(0)
+    for key in range(30):
+        rule = draw_rule(key, states=states, wrap_states=True, split="train")
+        bound = float_error(rule.table_KNH.reshape(-1, 16), rule.bias_H, rule.out_NH, rule.out_bias_N)
+        exact = logits(rule, rng.integers(0, states, (12, 12), dtype=np.uint8))
+        hidden_H = np.maximum(rule.table_KNH[:, 0].sum(0), 0).astype(np.float32)
+        one = (hidden_H[None] * rule.out_NH.astype(np.float32)).cumsum(1, dtype=np.float32)[:, -1]
+        whole = rule.out_NH.astype(np.int64) @ np.maximum(rule.table_KNH[:, 0].astype(np.int64).sum(0), 0)
+        assert 2 * abs(one - whole).max() < bound < 1e-3 * 2**LOGIT_BITS
+        assert abs(exact).max() < bound * 2**18, "the bound follows from the largest logit that the rule allows"
 
-    Automaton(states=3, grid=4).tokens(0, frames=2, seed=0)
-    for compiled in (rollout._run, rollout._start, rollout._update, rollout._cell_logits, rule._draw):
-        for signature in compiled.signatures:
-            assert "float" not in str(signature), f"{compiled.__name__}{signature}"
+
+def test_states_in_any_number_of_blocks_are_decided_as_the_exact_logits_say():
+    """States fill one block of lanes, one and a bit, several; with and without a bias for the present state."""
+    rng = np.random.default_rng(1)
+    for states in (3, 16, 17, 50):
+        rule = draw_rule(states, states=states, wrap_states=True, split="train")
+        grid = rng.integers(0, states, (9, 9), dtype=np.uint8)
+        for bias in (0.0, 0.4):
+            after = _roll(rule, grid, frames=1, burn_in=1, temperature=0.0, identity_bias=bias)[0]
+            values = logits(rule, grid)
+            values[np.arange(9)[:, None], np.arange(9), grid] += round(bias * 2**24) << 20
+            np.testing.assert_array_equal(after, values.argmax(-1))

@@ -14,6 +14,7 @@ from seedbed.core.registry import Registry
 from seedbed.core.stream import Stream
 from seedbed.engine.train import Stage
 from seedbed.experiments.recipe import Part, RunPlan, StageSpec, StreamSpec
+from seedbed.nca.rollout_torch import TorchRoller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +28,18 @@ class BuiltStream:
     source_kind: str
 
 
-def build_stream(name: str, spec: StreamSpec) -> BuiltStream:
-    """Return a stream. Raises ConfigError or DataError for parts that do not fit each other or lack data."""
+def build_stream(name: str, spec: StreamSpec, *, device: torch.device | None = None) -> BuiltStream:
+    """Return a stream; on a GPU, roll-outs are made there, with the same bytes.
+
+    Raises ConfigError or DataError for parts that do not fit each other or lack data.
+    """
     path = f"streams.{name}"
     shared = {"seq_len": spec.seq_len}
     source = sources.parts.build(spec.source, path=f"{path}.source", shared=shared)
     kind = spec.source if isinstance(spec.source, str) else spec.source["kind"]
     corpus, tokenizer = None, None
+    if device is not None and device.type == "cuda" and hasattr(source, "rolled_by"):
+        source = source.rolled_by(TorchRoller(device))
     if isinstance(source, Corpus):
         if spec.tokenizer is None:
             raise ConfigError(f"{path}.tokenizer: the source {kind!r} gives documents, so a tokenizer is needed, such as bytes")

@@ -116,7 +116,8 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
         _check_same(plan, state, facts, log=log)
         log(f"going on after step {state['counters']['run_step']}")
 
-    built = {spec.stream: build_stream(spec.stream, plan.streams[spec.stream]) for spec in plan.stages}
+    streams = {spec.stream: plan.streams[spec.stream] for spec in plan.stages}
+    built = {name: build_stream(name, spec, device=machine.device) for name, spec in streams.items()}
     data = {name: b.source.fingerprint() for name, b in built.items()}
     if state and state["data"] != data:
         changed = ", ".join(name for name in data if state["data"].get(name) != data[name])

@@ -1,4 +1,4 @@
-"""Pictures of roll-outs: one strip of frames a row, as PNG bytes.
+"""Pictures of roll-outs: strips of frames as PNG, an animation as GIF, colored blocks for a terminal.
 
 Letters: F frames, G grid side.
 """
@@ -41,3 +41,34 @@ def png(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
     out = BytesIO()
     imsave(out, image, format="png")
     return out.getvalue()
+
+
+def gif(rollouts: list[UInt8[np.ndarray, "F G G"]], *, states: int, scale: int = 8, milliseconds: int = 200) -> bytes:
+    """Return an animation that shows the roll-outs side by side, a frame at a time, for ever."""
+    from PIL import Image
+
+    colors = palette(states)
+    pictures = []
+    for frames in zip(*rollouts, strict=True):
+        wide = [np.pad(colors[f].repeat(scale, 0).repeat(scale, 1), ((0, 0), (0, scale), (0, 0))) for f in frames]
+        pictures.append(Image.fromarray(np.concatenate(wide, axis=1)[:, :-scale]))
+    out = BytesIO()
+    pictures[0].save(out, format="GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
+    return out.getvalue()
+
+
+def blocks(frames_FGG: UInt8[np.ndarray, "F G G"], *, states: int) -> str:
+    """Return frames from left to right as half blocks in 24-bit color: a character is two cells, one above the other."""
+    colors = palette(states)
+    side = frames_FGG.shape[1]
+    lines = []
+    for row in range(0, side, 2):
+        line = ""
+        for frame_GG in frames_FGG:
+            for column in range(side):
+                upper = ";".join(map(str, colors[frame_GG[row, column]]))
+                lower = f"\x1b[48;2;{';'.join(map(str, colors[frame_GG[row + 1, column]]))}m" if row + 1 < side else ""
+                line += f"\x1b[38;2;{upper}m{lower}\u2580"
+            line += "\x1b[0m "
+        lines.append(line.rstrip())
+    return "\n".join(lines) + "\n"

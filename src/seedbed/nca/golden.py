@@ -1,6 +1,6 @@
 """SHA-256 of the first thousand rows of three settings: what every machine must generate, to the byte.
 
-They change only with GENERATOR_VERSION. The setting with a band also depends on the zlib build (see complexity.zlib_build).
+They change only with GENERATOR_VERSION.
 """
 
 from hashlib import sha256

@@ -14,63 +14,49 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from numba import njit
 
+from seedbed.nca.lanes import LANES, add_rows, foremost, lone_lane
 from seedbed.nca.rule import HIDDEN, LOGIT_BITS, Rule, mix, word
 from seedbed.nca.tables import FRACTION_BITS, GUMBEL, INDEX_BITS, NORMAL, tables
 
 TEMPERATURE_BITS = LOGIT_BITS - FRACTION_BITS  # noise (20 bits) x temperature (24 bits) = logit (44 bits)
-_LANES = 16  # states that are decided side by side
-_START, _STEPS = np.uint64(0x5EED), np.uint64(0x57E9)
+_ONE, _TWO = np.uint64(1), np.uint64(2)
+START, STEPS = np.uint64(0x5EED), np.uint64(0x57E9)
 
 
 @njit(cache=True, nogil=True)
-def _start(key, n, cells, uniform, table):
-    """First state of every cell. Published: one softmax(g), g ~ N(0, I), for the whole grid; else uniform."""
+def fill_start(key, uniform, normal, gumbel, logits, out):
+    """Fill the first state of every cell. Published: one softmax(g), g ~ N(0, I), for the whole grid; else uniform."""
+    key = mix(key ^ START)
     shift = np.uint64(64 - INDEX_BITS)
-    out = np.empty(cells, dtype=np.uint8)
-    logits = np.zeros(n, dtype=np.int64)
-    if not uniform:
-        for s in range(n):
-            logits[s] = table[NORMAL, np.int64(word(key, np.uint64(s)) >> shift)]
-    for cell in range(cells):
+    n = logits.size
+    for s in range(n):
+        logits[s] = 0 if uniform else normal[np.int64(word(key, np.uint64(s)) >> shift)]
+    for cell in range(out.size):
         best = 0
         best_value = np.int64(-(2**62))
         for s in range(n):
-            counter = np.uint64(n + cell * n + s)
-            value = logits[s] + np.int64(table[GUMBEL, np.int64(word(key, counter) >> shift)])
+            value = logits[s] + np.int64(gumbel[np.int64(word(key, np.uint64(n + cell * n + s)) >> shift)])
             if value > best_value:
                 best = s
                 best_value = value
         out[cell] = best
-    return out
 
 
 @njit(cache=True, nogil=True)
 def _cell_logits(padded, at, side, table, bias_H, out_NH, out_bias_N, hidden, logits):
     """Exact logits of the cell whose upper left neighbor stands at `at` of the padded grid."""
-    _hidden(padded, at, side + 2, table, out_bias_N.size, bias_H, hidden)
-    for s in range(logits.size):
+    n = logits.size
+    for h in range(HIDDEN):
+        hidden[h] = bias_H[h]
+    for k in range(9):
+        state = padded[at + k // 3 * (side + 2) + k % 3]
+        for h in range(HIDDEN):
+            hidden[h] += table[k * n + state, h]
+    for s in range(n):
         total = out_bias_N[s]
         for h in range(HIDDEN):
             total += np.int64(max(hidden[h], 0)) * np.int64(out_NH[s, h])
         logits[s] = total
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _hidden(padded, at, width, table, step, bias_H, hidden):
-    """Sum the table rows of the nine neighbors; written out, so that the compiler makes vector additions of it."""
-    row0 = table[padded[at]]
-    row1 = table[padded[at + 1] + step]
-    row2 = table[padded[at + 2] + 2 * step]
-    row3 = table[padded[at + width] + 3 * step]
-    row4 = table[padded[at + width + 1] + 4 * step]
-    row5 = table[padded[at + width + 2] + 5 * step]
-    row6 = table[padded[at + 2 * width] + 6 * step]
-    row7 = table[padded[at + 2 * width + 1] + 7 * step]
-    row8 = table[padded[at + 2 * width + 2] + 8 * step]
-    for h in range(HIDDEN):
-        upper = row0[h] + row1[h] + row2[h]
-        middle = row3[h] + row4[h] + row5[h]
-        hidden[h] = bias_H[h] + upper + middle + row6[h] + row7[h] + row8[h]
 
 
 @njit(cache=True, nogil=True)
@@ -88,15 +74,12 @@ def _pad(grid, side, padded):
 
 
 @njit(cache=True, nogil=True)
-def _reals(table, bias_H, out_NH, out_bias_N, weights, offsets):
-    """Fill float32 copies of the last layer, states padded to lanes; return by how much two logits may be off."""
+def float_error(table, bias_H, out_NH, out_bias_N):
+    """Return by how much the difference of two float32 logits may be off, from the largest sums that the rule allows."""
     n = out_bias_N.size
-    lanes = offsets.size
-    for s in range(lanes):
-        offsets[s] = np.float32(out_bias_N[s]) if s < n else np.float32(-1e38)
-        for h in range(HIDDEN):
-            weights[s // _LANES, h, s % _LANES] = np.float32(out_NH[s, h]) if s < n else 0.0
-    most = 0.0  # no logit, and no sum on the way to it, is larger
+    most = 0.0
+    for s in range(n):
+        most = max(most, np.float64(abs(out_bias_N[s])))
     for h in range(HIDDEN):
         highest = np.float64(abs(bias_H[h]))
         for k in range(9):
@@ -108,64 +91,66 @@ def _reals(table, bias_H, out_NH, out_bias_N, weights, offsets):
         for s in range(n):
             steepest = max(steepest, abs(np.int64(out_NH[s, h])))
         most += highest * steepest
-    for s in range(n):
-        most = max(most, np.float64(abs(out_bias_N[s])))
-    return most * 64 * 2.0**-24
-
-
-@njit(cache=True, nogil=True, fastmath={"nnan", "ninf", "nsz", "reassoc", "contract"})
-def _nearly(hidden, weights, offsets, extra_state, extra, margin, values):
-    """The state with the best float32 logit, or -1 if another comes within the margin."""
-    count = 0
-    index = 0
-    best = np.float32(-3e38)
-    for block in range(offsets.size // _LANES):
-        for s in range(_LANES):
-            values[s] = offsets[block * _LANES + s]
-        for h in range(HIDDEN):
-            x = np.float32(max(hidden[h], 0))
-            for s in range(_LANES):
-                values[s] += x * weights[block, h, s]
-        if extra_state // _LANES == block:
-            values[extra_state % _LANES] += extra
-        top = values[0]
-        for s in range(_LANES):
-            top = max(top, values[s])
-        if top > best:
-            if best < top - margin:
-                count = 0
-            best = top
-        limit = best - margin
-        near = 0
-        place = 0
-        for s in range(_LANES):
-            hit = np.int32(values[s] >= limit)
-            near += hit
-            place += hit * s
-        if near > 0:
-            count += near
-            index = block * _LANES + place
-    return index if count == 1 else -1
+    return most * 64 * 2.0**-24  # twice (two logits) at most 20 roundings, and room
 
 
 @njit(cache=True, nogil=True)
-def _update(grid, out, side, padded, rule, reals, key, temperature, bias, gumbel, hidden, logits, values):
+def _as_reals(out_NH, out_bias_N, weights, offsets):
+    """Fill float32 copies of the last layer, in blocks of LANES states; lanes without a state can never be best."""
+    n = out_bias_N.size
+    for s in range(offsets.size):
+        offsets[s] = np.float32(out_bias_N[s]) if s < n else np.float32(-1e38)
+        for h in range(HIDDEN):
+            place = (s // LANES * HIDDEN + h) * LANES + s % LANES
+            weights[place] = np.float32(out_NH[s, h]) if s < n else np.float32(0)
+
+
+@njit(cache=True, nogil=True)
+def _decided(hidden_H, weights, offsets, state, extra, margin):
+    """The state whose float32 logit leads by more than the margin, or -1 if none does."""
+    best, found = np.float32(-3e38), np.int64(-1)
+    for block in range(offsets.size // LANES):
+        top, mask = foremost(hidden_H, weights, offsets, block, state - block * LANES, extra, margin)
+        if top > best + margin:
+            lane = lone_lane(mask)
+            found = block * LANES + lane if lane >= 0 else np.int64(-1)
+        elif top >= best - margin:
+            found = np.int64(-1)
+        best = max(best, top)
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _update(grid, out, side, rule, slack, key, temperature, bias, gumbel, memory):
     """One update; return whether every cell was decided by its logits alone, without noise."""
     table, bias_H, out_NH, out_bias_N = rule
-    weights, offsets, slack = reals
+    padded, hidden, logits, reals_H, weights, offsets = memory
     n = logits.size
     shift = np.uint64(64 - INDEX_BITS)
     reach = (np.int64(gumbel[-1]) - np.int64(gumbel[0])) * temperature
     margin = np.float32((np.float64(reach) + slack) * 1.000001)
     extra = np.float32(bias)
+    width = side + 2
     _pad(grid, side, padded)
     sure = True
     for row in range(side):
         for column in range(side):
             cell = row * side + column
-            at = row * (side + 2) + column
-            _hidden(padded, at, side + 2, table, n, bias_H, hidden)
-            best = _nearly(hidden, weights, offsets, np.int64(grid[cell]), extra, margin, values)
+            at = row * width + column
+            upper, middle, lower = np.uint64(at), np.uint64(at + width), np.uint64(at + 2 * width)  # unsigned: no wrapping
+            rows = (
+                padded[upper],
+                padded[upper + _ONE] + n,
+                padded[upper + _TWO] + 2 * n,
+                padded[middle] + 3 * n,
+                padded[middle + _ONE] + 4 * n,
+                padded[middle + _TWO] + 5 * n,
+                padded[lower] + 6 * n,
+                padded[lower + _ONE] + 7 * n,
+                padded[lower + _TWO] + 8 * n,
+            )
+            add_rows(table, rows, bias_H, reals_H)
+            best = _decided(reals_H, weights, offsets, np.int64(grid[cell]), extra, margin)
             if best < 0:  # too close for float32, or noise may decide
                 sure = False
                 _cell_logits(padded, at, side, table, bias_H, out_NH, out_bias_N, hidden, logits)
@@ -189,60 +174,57 @@ def _update(grid, out, side, padded, rule, reals, key, temperature, bias, gumbel
 
 
 @njit(cache=True, nogil=True)
-def run_frames(grid, frames, burn_in, stride, first_update, side, rule, reals, key, temperature, bias, gumbel, memory):
+def run_frames(grid, frames, burn_in, stride, first_update, side, rule, slack, key, temperature, bias, gumbel, memory):
     """Fill `frames` from `grid` on, which is used up. A grid that stands still without noise stays for ever."""
-    other, padded, hidden, logits, values = memory
+    other, rest = memory
+    _as_reals(rule[2], rule[3], rest[4], rest[5])
     update = first_update
     still = False
     for f in range(frames.shape[0]):
         for _ in range(burn_in if f == 0 else stride):
             if not still:
-                step_key = mix(key ^ mix(_STEPS + np.uint64(update)))
-                sure = _update(
-                    grid, other, side, padded, rule, reals, step_key, temperature, bias, gumbel, hidden, logits, values
-                )
-                if sure:
-                    still = True
-                    for cell in range(grid.size):
-                        if grid[cell] != other[cell]:
-                            still = False
-                            break
+                step_key = mix(key ^ mix(STEPS + np.uint64(update)))
+                sure = _update(grid, other, side, rule, slack, step_key, temperature, bias, gumbel, rest)
+                still = sure and (grid == other).all()
                 grid[:] = other
             update += 1
         frames[f] = grid
 
 
 @njit(cache=True, nogil=True)
-def lanes_of(states):
-    return (states + _LANES - 1) // _LANES * _LANES
+def aligned(raw):
+    """Return the part of `raw` (four bytes an entry) from its first whole cache line on, LANES entries shorter."""
+    start = (64 - raw.ctypes.data % 64) % 64 // 4
+    return raw[start : start + raw.size - LANES]
 
 
 @njit(cache=True, nogil=True)
 def working_memory(side, states):
-    """Return what `run_frames` writes on: the next grid, the padded grid, hidden values, logits, lanes."""
-    return (
-        np.empty(side * side, dtype=np.uint8),
+    """Return what `run_frames` writes on, for one thread at a time: the next grid, then what an update needs."""
+    blocks = (states + LANES - 1) // LANES
+    return np.empty(side * side, dtype=np.uint8), (
         np.empty((side + 2) * (side + 2), dtype=np.int64),
         np.empty(HIDDEN, dtype=np.int32),
         np.empty(states, dtype=np.int64),
-        np.empty(_LANES, dtype=np.float32),
+        aligned(np.empty(HIDDEN + LANES, dtype=np.float32)),
+        aligned(np.empty(blocks * HIDDEN * LANES + LANES, dtype=np.float32)),
+        aligned(np.empty(blocks * LANES + LANES, dtype=np.float32)),
     )
 
 
 @njit(cache=True, nogil=True)
 def _roll(grid, frames, burn_in, stride, first_update, side, table, bias_H, out_NH, out_bias_N, key, temperature, bias, gumbel):
-    n = out_bias_N.size
-    weights = np.empty((lanes_of(n) // _LANES, HIDDEN, _LANES), dtype=np.float32)
-    offsets = np.empty(lanes_of(n), dtype=np.float32)
-    slack = _reals(table, bias_H, out_NH, out_bias_N, weights, offsets)
-    rule, reals = (table, bias_H, out_NH, out_bias_N), (weights, offsets, slack)
-    memory = working_memory(side, n)
-    run_frames(grid, frames, burn_in, stride, first_update, side, rule, reals, key, temperature, bias, gumbel, memory)
+    rule = (table, bias_H, out_NH, out_bias_N)
+    slack = float_error(table, bias_H, out_NH, out_bias_N)
+    memory = working_memory(side, out_bias_N.size)
+    run_frames(grid, frames, burn_in, stride, first_update, side, rule, slack, key, temperature, bias, gumbel, memory)
 
 
 def start_grid(key: int, *, states: int, grid: int, uniform: bool) -> UInt8[np.ndarray, "G G"]:
     """Return the start state of a roll-out's 64-bit key."""
-    return _start(np.uint64(mix(np.uint64(key) ^ _START)), states, grid * grid, uniform, tables()).reshape(grid, grid)
+    out = np.empty(grid * grid, dtype=np.uint8)
+    fill_start(np.uint64(key), uniform, tables()[NORMAL], tables()[GUMBEL], np.empty(states, dtype=np.int64), out)
+    return out.reshape(grid, grid)
 
 
 def fixed_point(temperature: float, identity_bias: float) -> tuple[int, int]:
@@ -289,7 +271,7 @@ def roll_out(
 
 @njit(cache=True, nogil=True)
 def _all_logits(grid, side, table, bias_H, out_NH, out_bias_N, out):
-    _, padded, hidden, _, _ = working_memory(side, out_bias_N.size)
+    padded, hidden = working_memory(side, out_bias_N.size)[1][:2]
     _pad(grid, side, padded)
     for row in range(side):
         for column in range(side):

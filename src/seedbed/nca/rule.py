@@ -53,33 +53,51 @@ def word(key: np.uint64, counter: np.uint64) -> np.uint64:
 
 
 @njit(cache=True, nogil=True)
-def _draw(key, scales, first_channels, n, split_bits, split_mask, table):
-    """Weights of the three layers, in the order (kernel row, kernel column, in, out)."""
-    counter = np.uint64(0)
-    one = np.uint64(1)
+def draw_weights(key, scales, split_bits, split_mask, table, first, second, third):
+    """Fill the three layers with weights drawn in the order (kernel row, kernel column, in, out)."""
     shift = np.uint64(64 - INDEX_BITS)
-    first = np.empty((9, first_channels, SQUEEZE), dtype=np.int64)
-    second = np.empty((SQUEEZE, HIDDEN), dtype=np.int64)
-    third = np.empty((HIDDEN, n), dtype=np.int64)
     half = np.int64(1) << np.int64(FRACTION_BITS - 1)
-    flat_first = first.reshape(-1)
-    for i in range(flat_first.size):
-        index = np.int64(word(key, counter) >> shift)
-        if i == 0:
-            index = (index & ~split_mask) | split_bits
-        flat_first[i] = (np.int64(table[index]) * scales[0] + half) >> np.int64(FRACTION_BITS)
-        counter += one
-    flat_second = second.reshape(-1)
-    for i in range(flat_second.size):
-        index = np.int64(word(key, counter) >> shift)
-        flat_second[i] = (np.int64(table[index]) * scales[1] + half) >> np.int64(FRACTION_BITS)
-        counter += one
-    flat_third = third.reshape(-1)
-    for i in range(flat_third.size):
-        index = np.int64(word(key, counter) >> shift)
-        flat_third[i] = (np.int64(table[index]) * scales[2] + half) >> np.int64(FRACTION_BITS)
-        counter += one
-    return first, second, third
+    counter = np.uint64(0)
+    for layer, weights in enumerate((first, second, third)):
+        for i in range(weights.size):
+            index = np.int64(word(key, counter) >> shift)
+            if counter == 0:
+                index = (index & ~split_mask) | split_bits
+            weights[i] = (np.int64(table[index]) * scales[layer] + half) >> np.int64(FRACTION_BITS)
+            counter += np.uint64(1)
+
+
+@njit(cache=True, nogil=True)
+def compose_table(first_KCS, second_SH, wrap_states, out_KNH):
+    """Fill the composed table of the first two layers; with `wrap_states`, channels are [n-1, 0..n-1, 0]."""
+    drop = np.int64(2 * FRACTION_BITS - HIDDEN_BITS)
+    half = np.int64(1) << (drop - np.int64(1))
+    n = out_KNH.shape[1]
+    merged = np.empty(SQUEEZE, dtype=np.int64)
+    for k in range(9):
+        for s in range(n):
+            for q in range(SQUEEZE):
+                merged[q] = first_KCS[k, s + 1 if wrap_states else s, q]
+                if wrap_states and s == 0:
+                    merged[q] += first_KCS[k, n + 1, q]
+                if wrap_states and s == n - 1:
+                    merged[q] += first_KCS[k, 0, q]
+            for h in range(HIDDEN):
+                total = merged[0] * second_SH[0, h] + merged[1] * second_SH[1, h]
+                total += merged[2] * second_SH[2, h] + merged[3] * second_SH[3, h]
+                out_KNH[k, s, h] = (total + half) >> drop
+
+
+def split_bits(split: str) -> tuple[int, int]:
+    """Return the low bits of the first weight's table index that mark a split, and the mask of those bits."""
+    return _SPLIT_OF[split], 2 if split == "train" else 3
+
+
+@cache
+def layer_scales(states: int, wrap_states: bool) -> Int64[np.ndarray, "3"]:
+    """Return the LeCun scales of the three layers, FRACTION_BITS."""
+    channels = states + 2 if wrap_states else states
+    return np.array([lecun_scale(9 * channels), lecun_scale(SQUEEZE), lecun_scale(HIDDEN)], dtype=np.int64)
 
 
 def draw_rule(key: int, *, states: int, wrap_states: bool, split: str) -> Rule:
@@ -89,9 +107,10 @@ def draw_rule(key: int, *, states: int, wrap_states: bool, split: str) -> Rule:
     "train", 2 for "valid" and 3 for "test", and all table entries are distinct.
     """
     channels = states + 2 if wrap_states else states
-    scales = np.array([lecun_scale(9 * channels), lecun_scale(SQUEEZE), lecun_scale(HIDDEN)], dtype=np.int64)
-    mask = 2 if split == "train" else 3
-    first, second, third = _draw(np.uint64(key), scales, channels, states, _SPLIT_OF[split], mask, tables()[TRUNCATED_NORMAL])
+    first = np.empty((9, channels, SQUEEZE), dtype=np.int64)
+    second, third = np.empty((SQUEEZE, HIDDEN), dtype=np.int64), np.empty((HIDDEN, states), dtype=np.int64)
+    layers = first.reshape(-1), second.reshape(-1), third.reshape(-1)
+    draw_weights(np.uint64(key), layer_scales(states, wrap_states), *split_bits(split), tables()[TRUNCATED_NORMAL], *layers)
     zeros = [np.zeros(width, dtype=np.int64) for width in (SQUEEZE, HIDDEN, states)]
     return compose(first, second, third, *zeros, wrap_states=wrap_states)
 
@@ -117,18 +136,13 @@ def compose(
 
     Drawn weights are bounded by two sigma, so hidden values stay below 32 and far from overflow (128).
     """
-    if wrap_states:  # channels are [n-1, 0..n-1, 0]
-        merged = first_KCS[:, 1:-1].copy()
-        merged[:, 0] += first_KCS[:, -1]
-        merged[:, -1] += first_KCS[:, 0]
-    else:
-        merged = first_KCS
+    table = np.empty((9, third_HN.shape[1], HIDDEN), dtype=np.int32)
+    compose_table(first_KCS, second_SH, wrap_states, table)
     drop = 2 * FRACTION_BITS - HIDDEN_BITS
-    half = 1 << (drop - 1)
     bias = first_bias_S @ second_SH + (second_bias_H << FRACTION_BITS)
     return Rule(
-        table_KNH=((merged @ second_SH + half) >> drop).astype(np.int32),
-        bias_H=((bias + half) >> drop).astype(np.int32),
+        table_KNH=table,
+        bias_H=((bias + (1 << (drop - 1))) >> drop).astype(np.int32),
         out_NH=np.ascontiguousarray(third_HN.T, dtype=np.int32),
         out_bias_N=third_bias_N << HIDDEN_BITS,
     )

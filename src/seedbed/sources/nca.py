@@ -3,18 +3,23 @@
 A row holds as many frames as its length asks for, cut at the end. The tokens of the first frame are shown but not counted:
 nothing before them tells the rule. Delimiters after the first frame do count, as in the published code.
 Paper: "Training Language Models via Neural Cellular Automata" (2026), arXiv 2603.10055.
-Letters: T tokens.
+Letters: R rows, T tokens.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Int32
 
 from seedbed.core.errors import ConfigError
 from seedbed.core.records import Cost, Exhibit, Row
 from seedbed.nca import Automaton
+from seedbed.nca.automaton import Rollout
 from seedbed.nca.drawing import png, strips
+
+Roller = Callable[..., tuple[list[Rollout], Int32[np.ndarray, "R T"]]]
+"""(automaton, indices, frames, seed, split): what `Automaton.rollouts` returns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,20 +58,27 @@ class NcaRows(Automaton):
         weights_T = np.ones(self.seq_len + 1, dtype=np.float32)
         if not self.count_first_frame:
             weights_T[: self.frame_tokens] = 0
+        made, tokens_RT = self.__dict__.get("_roller", Automaton.rollouts)(
+            self, indices, frames=self.frames, seed=seed, split=split
+        )
         rows = []
-        for index in indices:
-            made = self.rollout(index, frames=self.frames, seed=seed, split=split)
-            tokens_T = self.patches.framed(self.patches.encode(made.frames_FGG))[: self.seq_len + 1]
-            flops = float(made.updates * self.update_flops)
+        for rollout, tokens_T in zip(made, tokens_RT, strict=True):
+            flops = float(rollout.updates * self.update_flops)
             rows.append(
                 Row(
-                    tokens_T=tokens_T,
+                    tokens_T=tokens_T[: self.seq_len + 1],
                     weights_T=weights_T,
-                    labels={"gzip_ratio": made.ratio, "tries": made.tries},
+                    labels={"gzip_ratio": rollout.ratio, "tries": rollout.tries},
                     cost=Cost(flops_run=flops, flops_ideal=flops),
                 )
             )
         return rows
+
+    def rolled_by(self, roller: Roller) -> "NcaRows":
+        """Return this source with its roll-outs made elsewhere, as by `seedbed.nca.rollout_torch`: the same bytes."""
+        other = replace(self)
+        object.__setattr__(other, "_roller", roller)
+        return other
 
     def exhibit(self, *, seed: int, rules: int = 400) -> Exhibit:
         """Return what a reader should see of this source: accepted roll-outs as a picture, and the ratios it chose from."""
