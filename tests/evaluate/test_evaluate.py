@@ -110,6 +110,22 @@ def test_what_comes_back_after_some_frames_is_known_to_the_earlier_frame_floor()
     assert found["an earlier frame"] < 0.5 * found["previous frame"]
 
 
+def test_a_rule_on_single_cells_is_known_to_the_cell_statistics_though_patches_hardly_repeat():
+    """Nine states in 2x2 patches, every cell from s to s + 1: a row shows 80 of 6,561 patches, but every step of a cell."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(10):
+        cells = rng.integers(0, 9, (4, 4))
+        tokens = []
+        for _ in range(20):
+            tokens += [6561, *((cells @ 9 ** np.arange(4)).tolist()), 6562]
+            cells = (cells + 1) % 9
+        rows.append(tokens)
+    found = floors(np.array(rows), unigram=np.full(6563, 1 / 6561), frame_tokens=6, cells=(9, 4))
+    assert found["in-context cell statistics"] < 0.5 * found["in-context place statistics"]
+    assert "in-context cell statistics" not in floors(np.array(rows), unigram=np.full(6563, 1 / 6561), frame_tokens=6)
+
+
 def test_floors_by_frame_average_to_the_floors():
     rows = np.random.default_rng(0).integers(0, 4, (6, 23))
     by_frame = floors_by_frame(rows, unigram=np.full(4, 0.25), frame_tokens=6)

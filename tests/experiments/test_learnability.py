@@ -13,7 +13,7 @@ def test_a_map_measures_every_setting_and_goes_on_where_it_stopped(tmp_path):
     for s in found.data["settings"]:
         assert s["below_nats"] == pytest.approx(min(s["floors_nats"].values()) - s["loss_nats"])
         assert s["below_on_the_way"][-1][1] == pytest.approx(s["below_nats"]), "the last look is the record"
-        assert len(s["floors_nats"]) == 5 and len(s["below_by_frame"]) >= 3
+        assert len(s["floors_nats"]) == 6 and len(s["below_by_frame"]) >= 3
         assert s["seq_len"] >= 128 and 0 <= s["greedy"]["frame"] <= s["greedy"]["cell"] <= 1
     assert "| 3 | 6 |" in (tmp_path / "map" / "map.md").read_text()
     assert "<svg" in (tmp_path / "map" / "figures" / "learnability.svg").read_text()

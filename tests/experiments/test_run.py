@@ -330,9 +330,7 @@ def test_the_gpu_scale_runs_with_a_small_body_and_few_tokens(tmp_path, arm):
         "stages.text.budget": {"tokens": 2048},
         "evaluate": {"valid_bytes": 1000, "test_bytes": 1000, "samples": []},
     }
-    result = run(
-        "nca-text", arm=arm, seed=11, scale="gpu", sets=sets, out=tmp_path / "run", device="cpu", say=lambda line: None
-    )
+    result = _run("nca-text", tmp_path / "run", arm=arm, seed=11, scale="gpu", sets=sets, device="cpu")
     assert result.final["status"] == "done" and "bits_per_byte" in result.final["test"]
     assert result.final["stage0"]["soil"]["completion"]["greedy_frame"] == 25
     assert json.loads((tmp_path / "run" / "env.json").read_text())["precision"] == "bfloat16"

@@ -1,4 +1,4 @@
-"""Has a model learned to infer rules in context? Its loss on unseen rules beside five floors that need no rule.
+"""Has a model learned to infer rules in context? Its loss on unseen rules beside six floors that need no rule.
 
 A floor is the loss of a predictor that knows simple statistics only. Each has free constants, and they are chosen in hindsight
 on the very tokens that are scored, so a floor is as hard to beat as its kind can be:
@@ -7,7 +7,9 @@ on the very tokens that are scored, so a floor is as hard to beat as its kind ca
 - previous frame: the token at the same place one frame before, mixed with the in-context unigram;
 - in-context place statistics: counts, in the row so far, of what followed the token that stood at the same place one frame
   before, smoothed by the in-context unigram;
-- an earlier frame: as "previous frame", but k frames before, with the best k: on a small torus what moves comes back.
+- an earlier frame: as "previous frame", but k frames before, with the best k: on a small torus what moves comes back;
+- in-context cell statistics: as "place statistics", but of the cells inside a patch, each from the same cell one frame before:
+  ten thousand patches are too many to count in a row, ten states are not.
 Only patch tokens after the first frame are scored; start and end tokens are left out.
 Letters: R rows, T tokens of a row, S and U the same of training rows, V vocabulary, F frames after the first.
 """
@@ -51,10 +53,12 @@ def rule_inference(
     *,
     training_SU: Int[np.ndarray, "S U"],
     frame_tokens: int,
+    cells: tuple[int, int] | None = None,
 ) -> RuleInference:
     """Return the model's loss beside the floors.
 
-    `nll_RT` are losses of tokens 1.. of each row (the first token is never asked); `training_SU` gives the global unigram.
+    `nll_RT` are losses of tokens 1.. of each row (the first token is never asked); `training_SU` gives the global unigram;
+    `cells` is (states, cells of a patch): without it, or with patches of one cell, the last floor is left out.
     """
     scored_RT = _scored(tokens_RT.shape, frame_tokens)
     patches = training_SU[:, _inside(training_SU.shape[1], frame_tokens)]
@@ -63,7 +67,7 @@ def rule_inference(
     unigram = counts / counts.sum()
     model_nats = nll_RT[scored_RT[:, 1:]]
     frame_T = np.arange(tokens_RT.shape[1]) // frame_tokens
-    by_frame = floors_by_frame(tokens_RT, unigram=unigram, frame_tokens=frame_tokens)
+    by_frame = floors_by_frame(tokens_RT, unigram=unigram, frame_tokens=frame_tokens, cells=cells)
     asked_F = _asked_by_frame(tokens_RT.shape[1], frame_tokens)
     return RuleInference(
         loss_nats=float(model_nats.mean()),
@@ -80,17 +84,27 @@ def after_first_frame(nll_RT: Float[np.ndarray, "R T"], *, frame_tokens: int) ->
     return float(nll_RT[:, _scored((1, nll_RT.shape[1] + 1), frame_tokens)[0, 1:]].mean())
 
 
-def floors(tokens_RT: Int[np.ndarray, "R T"], *, unigram: Float[np.ndarray, "V"], frame_tokens: int) -> dict[str, float]:
-    """Return the five floors in nats per scored token."""
+def floors(
+    tokens_RT: Int[np.ndarray, "R T"],
+    *,
+    unigram: Float[np.ndarray, "V"],
+    frame_tokens: int,
+    cells: tuple[int, int] | None = None,
+) -> dict[str, float]:
+    """Return the floors in nats per scored token; `cells` as in `rule_inference`."""
     asked_F = _asked_by_frame(tokens_RT.shape[1], frame_tokens)
-    by_frame = floors_by_frame(tokens_RT, unigram=unigram, frame_tokens=frame_tokens)
+    by_frame = floors_by_frame(tokens_RT, unigram=unigram, frame_tokens=frame_tokens, cells=cells)
     return {name: float(np.average(nats_F, weights=asked_F)) for name, nats_F in by_frame.items()}
 
 
 def floors_by_frame(
-    tokens_RT: Int[np.ndarray, "R T"], *, unigram: Float[np.ndarray, "V"], frame_tokens: int
+    tokens_RT: Int[np.ndarray, "R T"],
+    *,
+    unigram: Float[np.ndarray, "V"],
+    frame_tokens: int,
+    cells: tuple[int, int] | None = None,
 ) -> dict[str, Float[np.ndarray, "F"]]:
-    """Return the five floors frame by frame, in nats per scored token; their constants are best over all frames together."""
+    """Return the floors frame by frame, in nats per scored token; their constants are best over all frames together."""
     scored_T = _scored((1, tokens_RT.shape[1]), frame_tokens)[0]
     inside_T = _inside(tokens_RT.shape[1], frame_tokens)
     asked_F = _asked_by_frame(tokens_RT.shape[1], frame_tokens)
@@ -131,7 +145,31 @@ def floors_by_frame(
             if before >= 0:
                 after[before, token] += 1
                 contexts[before] += 1
+    if cells is not None and cells[1] > 1:
+        sums["in-context cell statistics"] = _cell_sums(tokens_RT, frame_tokens=frame_tokens, states=cells[0], each=cells[1])
     return {name: _at_best_constants(value) / (len(tokens_RT) * asked_F) for name, value in sums.items()}
+
+
+def _cell_sums(tokens_RT: Int[np.ndarray, "R T"], *, frame_tokens: int, states: int, each: int) -> Float[np.ndarray, "F S S"]:
+    """Nats by frame and strength of a predictor that counts which state followed which in a cell; patches are sums of cells."""
+    scored_T = _scored((1, tokens_RT.shape[1]), frame_tokens)[0]
+    inside_T = _inside(tokens_RT.shape[1], frame_tokens)
+    sums = np.zeros((len(_asked_by_frame(tokens_RT.shape[1], frame_tokens)), len(_STRENGTHS), len(_STRENGTHS)))
+    for row_T in tokens_RT:
+        digits_TC = row_T[:, None] // states ** np.arange(each) % states
+        seen_N, after_NN = np.zeros(states), np.zeros((states, states))
+        for t in np.flatnonzero(inside_T):
+            now_C = digits_TC[t]
+            if scored_T[t]:
+                before_C = digits_TC[t - frame_tokens]
+                base_SC = (seen_N[now_C] + _STRENGTHS[:, None] / states) / (seen_N.sum() + _STRENGTHS[:, None])
+                placed = after_NN[before_C, now_C] + _STRENGTHS[:, None, None] * base_SC
+                found = placed / (after_NN[before_C].sum(1) + _STRENGTHS[:, None, None])
+                sums[t // frame_tokens - 1] -= np.log(found).sum(-1)
+            np.add.at(seen_N, now_C, 1)
+            if t >= frame_tokens:
+                np.add.at(after_NN, (digits_TC[t - frame_tokens], now_C), 1)
+    return sums
 
 
 def _at_best_constants(sums: Float[np.ndarray, "F ..."]) -> Float[np.ndarray, "F"]:

@@ -287,7 +287,8 @@ def _against_floors(plan: RunPlan, spec: StageSpec, stream: BuiltStream, model: 
     tokens_RT = np.stack([np.concatenate([row.tokens_T[:1], row.targets_T]) for row in held_out])
     training = np.stack([r.tokens_T for r in stream.stream.rows(0, count=spec.floor_rows, seed=plan.seed)])
     nll_RT = row_nats(model, held_out, machine=machine)
-    found = rule_inference(nll_RT, tokens_RT, training_SU=training, frame_tokens=source.frame_tokens)
+    cells = (source.states, source.patch**2)
+    found = rule_inference(nll_RT, tokens_RT, training_SU=training, frame_tokens=source.frame_tokens, cells=cells)
     completed = frame_completion(
         likeliest(model, machine=machine, below=source.patches.start_id),
         tokens_RT[:_COMPLETED_ROWS],

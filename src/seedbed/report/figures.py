@@ -87,7 +87,7 @@ def floors(stage0: Mapping[str, Mapping[str, Any]]) -> Figure:
         for color, (label, r) in zip(_colors(), stage0.items(), strict=False):
             y = r["by_frame_nats"]
             axes.plot(range(1, len(y) + 1), y, color=color, marker="o", markersize=3.5, label=f"model, {label}")
-        styles = [":", "-.", "--", "-", (0, (1, 4))]
+        styles = [":", "-.", "--", "-", (0, (1, 4)), (0, (5, 5))]
         for style, name in zip(styles, records[0]["floors_nats"], strict=False):
             level = float(np.mean([r["floors_nats"][name] for r in records]))
             axes.axhline(level, color=COLORS[5], linestyle=style, linewidth=1.3, label=f"floor: {name}")
@@ -140,10 +140,13 @@ def learnability(settings: Sequence[Mapping[str, Any]]) -> Figure:
             axes.set_title(f"{states} states, {patch}x{patch} patches", fontsize=9)
             axes.set_ylim(-0.5, 0.5)
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-            axes.legend(frameon=False, fontsize=6, loc="lower right")
+            axes.legend(frameon=False, fontsize=6, loc="best")
         for axes in flat[len(panels) :]:
             axes.set_visible(False)
-        flat[0].set_ylabel("nats below the best floor")
+        for axes in flat[::columns]:
+            axes.set_ylabel("nats below the best floor")
+        for axes in flat[-columns:]:
+            axes.set_xlabel("tokens")
 
     svg = _svg("learnability", draw, height=3.2 * rows, width=4.2 * columns, shape=(rows, columns))
     caption = "Nats below the best floor on unseen rules, by tokens; above the dotted line (0.1) a stage counts as learned."
