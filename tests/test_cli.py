@@ -47,7 +47,21 @@ def test_every_kind_of_error_has_its_exit_code():
 def test_version_and_help():
     assert _seedbed("--version").stdout.startswith("seedbed ")
     text = _seedbed("--help").stdout
-    commands = {"run", "compare", "tune", "resume", "report", "eval", "sample", "list", "explain", "validate", "doctor", "nca"}
+    commands = {
+        "run",
+        "compare",
+        "tune",
+        "map",
+        "resume",
+        "report",
+        "eval",
+        "sample",
+        "list",
+        "explain",
+        "validate",
+        "doctor",
+        "nca",
+    }
     assert all(command in text for command in commands)
 
 
@@ -57,7 +71,7 @@ def test_version_and_help():
         (2, ["run", "nca-txt"], "did you mean 'nca-text'"),
         (2, ["run", "nca-text", "--set", "stages.text.budgett=1"], "unknown key; did you mean 'budget'"),
         (2, ["run", "nca-text", "--set", "model.size=9M"], "no size '9M'"),
-        (2, ["run", "nca-text", "--set", "streams.soil.source.band=[0.9, 1.0]"], "no rule can reach the band 0.9 to 1"),
+        (2, ["run", "nca-text", "--set", "streams.soil.source.band=[1.9, 2.0]"], "no rule can reach the band 1.9 to 2"),
         (2, ["run", "nca-text", "--set", "streams.soil.source.kind=nc"], "did you mean 'nca'"),
         (2, ["run", "nca-text", "--set", "nonsense"], "--set takes A.B=VALUE"),
         (2, ["run", "nca-text", "--arm", "ncaa"], "did you mean 'nca'"),
@@ -67,6 +81,9 @@ def test_version_and_help():
         (2, ["nca", "generate", "--states", "2", "--band", "0.5-1.0", "--rows", "1", "--out", "x.npy"], "no rule can reach"),
         (2, ["nca", "generate", "--rows", "1", "--out", "x.npy", "--band", "high"], "--band takes LO-HI"),
         (2, ["nca", "show", "--grid", "5"], "patch must divide grid"),
+        (2, ["nca", "show", "--out", "x.jpg"], "must end in .png or .gif"),
+        (2, ["nca", "show", "--gallery", "--band", "0.1-0.2"], "leave out --band"),
+        (2, ["map", "nca-demo"], "has no `map:` block"),
         (2, ["explain", "adamv"], "did you mean 'adamw'"),
         (2, ["list", "everything"], "parts, recipes or runs"),
         (3, ["run", "none.yaml"], "there is no recipe file none.yaml"),
@@ -136,8 +153,13 @@ def test_vectors_are_checked_with_every_number(tmp_path):
 def test_automata_are_shown_and_counted(tmp_path):
     assert "gzip ratios" in _seedbed("nca", "show", "--states", 2, "--grid", 8, "--out", tmp_path / "x.png").stdout
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    shown = _seedbed("nca", "show", "--states", 3, "--gallery", "--rows", 1, "--frames", 2, "--out", tmp_path / "x.gif").stdout
+    assert (tmp_path / "x.gif").read_bytes().startswith(b"GIF") and shown.count("of the ceiling") == 5
+    assert "▀" in _seedbed("nca", "show", "--states", 2, "--grid", 4, "--rows", 1, "--terminal", cwd=tmp_path).stdout
+    assert not (tmp_path / "nca.png").exists()
     found = json.loads(_seedbed("nca", "stats", "--states", 2, "--rules", 50, "--band", "0.1-0.2", "--json").stdout)
     assert found["rules"] == 50 and sum(found["shares"].values()) == pytest.approx(1) and 0 < found["acceptance"] < 1
+    assert 0 <= found["mutual_information_bits"]["0.5"] <= found["entropy_bits"]["0.9"] <= 1 and "0.5" in found["damage"]
 
 
 def test_recipes_parts_and_their_explanations_are_listed():

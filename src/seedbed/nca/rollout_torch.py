@@ -24,7 +24,7 @@ from seedbed.nca.rule import HIDDEN, HIDDEN_BITS, SQUEEZE, layer_scales, split_b
 from seedbed.nca.search import gzip_lengths
 from seedbed.nca.tables import FRACTION_BITS, GUMBEL, INDEX_BITS, NORMAL, TRUNCATED_NORMAL, tables
 
-_BATCH = 1024  # candidates rolled out at a time
+_BATCH, _BATCH_CELLS = 1024, 2**18  # candidates rolled out at a time, and the cells of their grids together, at most
 _CHECKED = 4  # rows of a first batch that are held against the compiled roll-out
 
 
@@ -71,13 +71,15 @@ class TorchRoller:
         self, automaton: Automaton, indices: Sequence[int], *, frames: int, seed: int, split: str = "train"
     ) -> tuple[list[Rollout], Int32[np.ndarray, "R T"]]:
         """Return what `automaton.rollouts` returns. Whole batches are made and the newest kept, so ask for neighbors."""
-        batches = [self._kept(automaton, index // _BATCH, frames, seed, split) for index in indices]
-        made = [batch[0][index % _BATCH] for batch, index in zip(batches, indices, strict=True)]
-        tokens = [batch[1][index % _BATCH] for batch, index in zip(batches, indices, strict=True)]
+        size = _batch_size(automaton)
+        batches = [self._kept(automaton, index // size, frames, seed, split) for index in indices]
+        made = [batch[0][index % size] for batch, index in zip(batches, indices, strict=True)]
+        tokens = [batch[1][index % size] for batch, index in zip(batches, indices, strict=True)]
         return made, np.stack(tokens) if tokens else np.empty((0, frames * automaton.patches.frame_tokens), dtype=np.int32)
 
     def _batch(self, automaton: Automaton, number: int, frames: int, seed: int, split: str) -> Any:
-        indices = range(number * _BATCH, (number + 1) * _BATCH)
+        size = _batch_size(automaton)
+        indices = range(number * size, (number + 1) * size)
         made = self.rollouts(automaton, indices, frames=frames, seed=seed, split=split)
         if self._kept.cache_info().currsize == 0:
             _, known = automaton.rollouts(indices[:_CHECKED], frames=frames, seed=seed, split=split)
@@ -98,7 +100,7 @@ class TorchRoller:
         low, high = a.ratio_band
         waiting, seen = np.arange(len(indices)), [2**62, 0]
         while len(waiting):  # several candidates of each row at a time; the first that fits counts
-            each = int(min(max(1, _BATCH // len(waiting)), MAX_TRIES - attempts_R[waiting].max()))
+            each = int(min(max(1, _batch_size(a) // len(waiting)), MAX_TRIES - attempts_R[waiting].max()))
             rows_B = waiting.repeat(each)
             attempts_B = attempts_R[rows_B] + np.tile(np.arange(each), len(waiting))
             places_B = _places(rule_index_R[rows_B], attempts_B)
@@ -190,6 +192,10 @@ class TorchRoller:
             counters = torch.arange(side * side * n, device=self.device)
             logits_BCN += self._gumbel[_table_indices(keys_B[:, None], counters)].view(rows, -1, n) * temperature
         return logits_BCN.argmax(-1)
+
+
+def _batch_size(automaton: Automaton) -> int:
+    return max(1, min(_BATCH, _BATCH_CELLS // automaton.grid**2))
 
 
 def _places(rule_index: Any, attempts: Int64[np.ndarray, "B"]) -> Int64[np.ndarray, "B"]:
