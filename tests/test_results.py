@@ -26,3 +26,11 @@ def test_the_readme_tells_the_demo_s_own_numbers():
     each += [arm["mean"] for arm in data["arms"].values()]
     assert all(f"{number:.4f}" in readme for number in each)
     assert f"**{contrast['verdict'].capitalize()}**" in readme
+
+
+def test_the_readme_tells_the_study_s_own_numbers():
+    readme = (ROOT / "README.md").read_text()
+    for name in ("nca-text", "nca-text-aa"):
+        for contrast in json.loads((ROOT / "results" / name / "comparison.json").read_text())["contrasts"]:
+            told = [f"{contrast['mean']:+.4f}", "{:+.4f} to {:+.4f}".format(*contrast["interval"]), f"{contrast['p_holm']:.3f}"]
+            assert f"{' | '.join(told)} | {contrast['verdict']} |" in readme

@@ -84,9 +84,12 @@ def floors(stage0: Mapping[str, Mapping[str, Any]]) -> Figure:
     records = list(stage0.values())
 
     def draw(axes: Axes) -> None:
-        for color, (label, r) in zip(_colors(), stage0.items(), strict=False):
-            y = r["by_frame_nats"]
-            axes.plot(range(1, len(y) + 1), y, color=color, marker="o", markersize=3.5, label=f"model, {label}")
+        colors: dict[str, str] = {}  # one an arm; its seeds are lines of the same color
+        for label, r in stage0.items():
+            y, arm = r["by_frame_nats"], label.rpartition(" seed ")[0] or label
+            name = f"model, {arm}" if arm not in colors else None
+            color = colors.setdefault(arm, _colors()[len(colors)])
+            axes.plot(range(1, len(y) + 1), y, color=color, marker="o", markersize=3.5, label=name)
         styles = [":", "-.", "--", "-", (0, (1, 4)), (0, (5, 5))]
         for style, name in zip(styles, records[0]["floors_nats"], strict=False):
             level = float(np.mean([r["floors_nats"][name] for r in records]))
