@@ -1,6 +1,6 @@
 """Our deflate lengths against the machine's zlib, on many real and random inputs: how many differ, and how fast both are.
 
-Usage: python benchmarks/deflate.py [--inputs 100000]
+Usage, from the repository's root: PYTHONPATH=. python benchmarks/deflate.py [--inputs 100000]
 """
 
 import argparse
