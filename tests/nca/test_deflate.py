@@ -26,7 +26,7 @@ def test_inputs_of_many_blocks_and_beyond_the_window_are_zlib_s_too(size):
     rng = np.random.default_rng(size)
     for data in (
         rng.bytes(size),
-        rng.integers(0, 5, size, dtype=np.uint8).tobytes(),
+        *(rng.integers(0, n, size, dtype=np.uint8).tobytes() for n in (5, 40)),
         (rng.bytes(3000) * 70)[:size],
         bytes(size),
     ):
