@@ -103,7 +103,9 @@ def test_bad_input_is_one_paragraph_with_the_right_code(code, words, saying, tmp
 
 def test_bad_corpora_name_file_and_byte(tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"good\n\xfe\xff")
-    _fails(3, "run", "nca-text", "--corpus", "bad.txt", cwd=tmp_path, saying="bad.txt is not UTF-8 at byte 5")
+    _fails(
+        3, "run", "nca-text", "--corpus", "bad.txt", cwd=tmp_path, saying="bad.txt, line 2, byte 5: the value 0xfe is not UTF-8"
+    )
     (tmp_path / "empty.txt").write_text("")
     _fails(3, "compare", "nca-text", "--corpus", "empty.txt", cwd=tmp_path, saying="holds no text")
     (tmp_path / "short").mkdir()

@@ -1,7 +1,7 @@
 """seedbed pre-trains language models on less data and less compute, and says honestly whether it worked.
 
-Every command is one function: `seedbed.run`, `seedbed.compare`, `seedbed.evaluate_text`, `seedbed.sample`, `seedbed.tune`,
-`seedbed.learnability_map`.
+Every command is one function: `seedbed.prepare`, `seedbed.run`, `seedbed.compare`, `seedbed.evaluate_text`, `seedbed.sample`,
+`seedbed.tune`, `seedbed.learnability_map`, `seedbed.inspect`.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +21,8 @@ _COMMANDS = {
     "learnability_map": "seedbed.experiments.learnability",
     "evaluate_text": "seedbed.experiments.commands",
     "sample": "seedbed.experiments.commands",
+    "prepare": "seedbed.experiments.prepare",
+    "inspect": "seedbed.experiments.inspection",
 }
 __all__ = ["__version__", *_COMMANDS]
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from seedbed import __version__
-from seedbed.core.errors import ConfigError, SeedbedError
+from seedbed.core.errors import ConfigError, InterruptedRunError, SeedbedError
 from seedbed.core.registry import ALLOW_LOCAL_CODE
 
 app = typer.Typer(
@@ -23,6 +23,23 @@ app = typer.Typer(
 )
 nca = typer.Typer(no_args_is_help=True, help="Look at neural cellular automata, generate rows of them, check them.")
 app.add_typer(nca, name="nca")
+tokenizer = typer.Typer(no_args_is_help=True, help="Train a tokenizer on your text; hold one against your text.")
+app.add_typer(tokenizer, name="tokenizer")
+
+
+class OnError(StrEnum):
+    """What becomes of input that cannot be read."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+class Duplicates(StrEnum):
+    """Which of them are left out: none, equal ones, or nearly equal ones too."""
+
+    keep = "keep"
+    exact = "exact"
+    near = "near"
 
 
 class _State:
@@ -296,10 +313,223 @@ def map_(
         print(json.dumps(found.data))
 
 
+Paths = Annotated[list[str], typer.Argument(help="Files, folders, globs, builtin:NAME or hub:NAME.")]
+TextKey = Annotated[str, typer.Option("--text-key", help="Where records (.jsonl, .json, .csv, .parquet) hold their text.")]
+Meta = Annotated[
+    list[str] | None, typer.Option("--meta", metavar="NAME=KEY", help="Keep a record's KEY as NAME, such as language=lang.")
+]
+
+
+def _meta(given: list[str] | None) -> dict[str, str]:
+    pairs = [item.partition("=") for item in given or []]
+    if any(not (name and equals and key) for name, equals, key in pairs):
+        raise ConfigError(f"--meta takes NAME=KEY, got {given}")
+    return {name: key for name, _, key in pairs}
+
+
+@app.command()
+def prepare(
+    paths: Paths,
+    out: Annotated[Path, typer.Option(help="The folder for the shards; never overwritten. An interrupted one goes on.")],
+    tokenizer: Annotated[str, typer.Option(help="bytes, integers:VOCABULARY, or a tokenizer.json.")] = "bytes",
+    workers: Annotated[int, typer.Option(help="Processes side by side; the bytes are the same for any number.", min=1)] = 1,
+    on_error: Annotated[
+        OnError, typer.Option(help="Stop at input that cannot be read, or leave it out and say so.")
+    ] = OnError.stop,
+    text_key: TextKey = "text",
+    meta: Meta = None,
+    section_bytes: Annotated[
+        int, typer.Option(help="Cut longer documents at empty lines into sections of this size; 0: never.", min=0)
+    ] = 0,
+    valid_share: Annotated[float, typer.Option(help="Of documents, chosen by their content.")] = 0.01,
+    test_share: Annotated[float, typer.Option(help="Of documents, chosen by their content.")] = 0.01,
+    duplicates: Annotated[
+        Duplicates, typer.Option(help="keep: leave none out; exact: equal texts; near: similar ones too.")
+    ] = Duplicates.exact,
+    threshold: Annotated[float, typer.Option(help="Similarity (estimated Jaccard) of near duplicates.")] = 0.8,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Another corpus or prepared folder: what it holds is left out; repeatable.")
+    ] = None,
+    decontaminate: Annotated[
+        list[str] | None, typer.Option(help="An evaluation set: what shares 13 words in a row with it is left out; repeatable.")
+    ] = None,
+    least_bytes: Annotated[int, typer.Option(help="Shorter documents are left out.", min=0)] = 1,
+    most_bytes: Annotated[int | None, typer.Option(help="Longer documents are left out.", min=1)] = None,
+    document_bytes: Annotated[int, typer.Option(help="A longer document is bad input.", min=1)] = 2**26,
+    file_bytes: Annotated[int, typer.Option(help="A file that unpacks to more is bad input.", min=1)] = 2**36,
+    shard_tokens: Annotated[int, typer.Option(help="Tokens of a shard, at most.", min=1)] = 2**27,
+    licence: Annotated[str, typer.Option(help="A note for the manifest.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Turn files into shards that a run reads by address."""
+    from seedbed.experiments.prepare import prepare as make
+
+    try:
+        found = make(
+            paths,
+            out,
+            workers=workers,
+            say=partial(print, flush=True),
+            tokenizer=tokenizer,
+            on_error=on_error.value,
+            text_key=text_key,
+            meta=_meta(meta),
+            section_bytes=section_bytes,
+            valid_share=valid_share,
+            test_share=test_share,
+            duplicates=duplicates.value,
+            threshold=threshold,
+            against=tuple(against or ()),
+            decontaminate=tuple(decontaminate or ()),
+            least_bytes=least_bytes,
+            most_bytes=most_bytes,
+            document_bytes=document_bytes,
+            file_bytes=file_bytes,
+            shard_tokens=shard_tokens,
+            licence=licence,
+        )
+    except KeyboardInterrupt:
+        raise InterruptedRunError(f"interrupted; what was done is kept in {out}: run the same command again to go on") from None
+    print(f"manifest: {found.folder / 'manifest.json'}")
+    if as_json:
+        print(json.dumps(found.manifest))
+
+
+@app.command()
+def column(
+    folder: Annotated[Path, typer.Argument(help="A prepared folder.")],
+    name: Annotated[str, typer.Argument(help="The column's name.")],
+    file: Annotated[
+        Path | None, typer.Option(help='Lines {"id": ..., "value": number or label}, one for each document.')
+    ] = None,
+    near_duplicates: Annotated[
+        bool, typer.Option("--near-duplicates", help="Label each document with the earliest it nearly repeats.")
+    ] = False,
+    threshold: Annotated[float, typer.Option(help="Similarity of near duplicates.")] = 0.8,
+) -> None:
+    """Give prepared documents a further value each: a score or label from a file, or their duplicate cluster."""
+    from seedbed.experiments import columns
+
+    if (file is None) == (not near_duplicates):
+        raise ConfigError("column needs one of --file FILE and --near-duplicates")
+    if file is not None:
+        print(f"column: {columns.column_from_file(folder, name, file)}")
+    else:
+        print(f"column: {columns.column_of_duplicates(folder, name, threshold=threshold)}")
+
+
+@app.command()
+def order(
+    folder: Annotated[Path, typer.Argument(help="A prepared folder.")],
+    name: Annotated[str, typer.Argument(help="The order's name.")],
+    by: Annotated[str, typer.Option(help="A column of the folder.")],
+    descending: Annotated[bool, typer.Option("--descending", help="Largest value first.")] = False,
+) -> None:
+    """Put the training documents of a prepared folder in order, for `source: {kind: shards, order: NAME}`."""
+    from seedbed.experiments.columns import order_by
+
+    print(f"order: {order_by(folder, name, column=by, descending=descending)}")
+
+
+@tokenizer.command()
+def train(
+    paths: Paths,
+    out: Annotated[Path, typer.Option(help="The tokenizer.json to write, or a folder for it; never overwritten.")],
+    kind: Annotated[str, typer.Option(help="bpe, unigram or wordpiece, all on bytes and without loss.")] = "bpe",
+    vocab_size: Annotated[int, typer.Option(help="Ids, the 256 bytes and special tokens included.", min=1)] = 8192,
+    special: Annotated[
+        list[str] | None, typer.Option(help="A special token; the first stands in front of documents. [<|endoftext|>]")
+    ] = None,
+    text_key: TextKey = "text",
+    meta: Meta = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a tokenizer on your text and hold it against that text."""
+    from seedbed.experiments.tokenizing import check
+    from seedbed.experiments.tokenizing import train as learn
+
+    learn(paths, out, kind=kind, vocab_size=vocab_size, special_tokens=special or ["<|endoftext|>"], text_key=text_key)
+    _print_tokenizer_report(check(str(out), paths, text_key=text_key, meta=_meta(meta)), as_json=as_json)
+
+
+@tokenizer.command(name="check")
+def check_(
+    file: Annotated[str, typer.Argument(help="bytes, or a tokenizer.json or its folder.")],
+    paths: Paths,
+    text_key: TextKey = "text",
+    meta: Meta = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold a tokenizer against your text: what is lost, bytes a token, tokens a word by language, pieces never used."""
+    from seedbed.experiments.tokenizing import check
+
+    found = check(file, paths, text_key=text_key, meta=_meta(meta))
+    _print_tokenizer_report(found, as_json=as_json)
+    if found["lossless_documents"] < found["documents"]:
+        raise typer.Exit(1)
+
+
+def _print_tokenizer_report(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+
+
+@app.command()
+def inspect(
+    target: Annotated[str, typer.Argument(help="A run folder, a recipe file, or the name of a shipped one.")],
+    step: Annotated[int, typer.Option(help="A step of the run, from 1 on.", min=1)],
+    arm: Annotated[str | None, typer.Option(help="An arm of the recipe's study; the control, unless said.")] = None,
+    seed: Annotated[int, typer.Option(help="Of a recipe: the run's seed.", min=0)] = 0,
+    row: Annotated[int | None, typer.Option(help="One row of the step, from 0 on; all, unless said.", min=0)] = None,
+    scale: Scale = None,
+    set_: Sets = None,
+    corpus: CorpusPath = None,
+    allow_local_code: LocalCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the rows of a step with their documents, before the run or after it."""
+    _local_code(allow_local_code)
+    from dataclasses import asdict, replace
+
+    from seedbed.experiments.inspection import as_text
+    from seedbed.experiments.inspection import inspect as look
+
+    settings: dict[str, Any] = {"arm": arm, "seed": seed, "scale": scale, "sets": _sets(set_), "corpus": corpus}
+    if Path(target).is_dir():
+        settings = {}
+    shown = look(target, step=step, **settings)
+    if row is not None:
+        if row >= len(shown.rows):
+            raise ConfigError(f"step {step} has {len(shown.rows)} rows, from 0 on; there is no row {row}")
+        shown = replace(shown, rows=[shown.rows[row]])
+    print(json.dumps(asdict(shown)) if as_json else as_text(shown))
+
+
+def _weights(given: list[str] | None) -> dict[str, dict[str, float]]:
+    """Return {"text": {"code": 0.5, "prose": 0.5}} for ["text:code=0.5,prose=0.5"]."""
+    out: dict[str, dict[str, float]] = {}
+    for item in given or []:
+        stream, colon, pairs = item.partition(":")
+        try:
+            out[stream] = {name: float(value) for name, value in (pair.split("=") for pair in pairs.split(","))}
+        except ValueError:
+            colon = ""
+        if not colon:
+            raise ConfigError(f"--weights takes STREAM:SOURCE=WEIGHT,SOURCE=WEIGHT, got {item!r}")
+    return out
+
+
 @app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(help="A run or study folder.")],
     jobs: Jobs = 1,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STREAM:A=0.7,B=0.3", help="Other weights for a run's mixture from here on; repeatable."),
+    ] = None,
     allow_local_code: LocalCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -308,7 +538,7 @@ def resume(
     from seedbed.experiments import commands, console
     from seedbed.experiments.comparison import Comparison
 
-    found = commands.resume(folder, jobs=jobs, watch=console.Lines().watch)
+    found = commands.resume(folder, jobs=jobs, watch=console.Lines().watch, weights=_weights(weights))
     if isinstance(found, Comparison):
         print(f"verdict: {found.verdict}")
     print(f"page: {found.folder / 'report.html'}")
@@ -404,14 +634,20 @@ def explain(name: Annotated[str, typer.Argument(help="A part or a recipe.")]) ->
 
 @app.command()
 def validate(
-    recipe: RecipeArgument,
+    recipe: Annotated[str, typer.Argument(help="A recipe file, the name of a shipped one, or a prepared folder.")],
     scale: Scale = None,
     set_: Sets = None,
     corpus: CorpusPath = None,
     allow_local_code: LocalCode = False,
 ) -> None:
-    """Check a recipe, every arm of it, without training."""
+    """Check a recipe, every arm of it, without training; or hash every file of a prepared folder again."""
     _local_code(allow_local_code)
+    if Path(recipe).is_dir():
+        from seedbed.experiments.prepare import validate_folder
+
+        found = validate_folder(Path(recipe))
+        print(f"{recipe} is whole: {found['shards']} shards, {found['documents']:,} documents, {found['tokens']:,} tokens")
+        return
     from seedbed.experiments.assemble import build_stream, check_parts
     from seedbed.experiments.recipe import load
 

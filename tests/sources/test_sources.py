@@ -5,8 +5,9 @@ import pytest
 
 from seedbed.core.errors import ConfigError, DataError
 from seedbed.core.records import Draw, Key
+from seedbed.sources.files import BUILTIN
 from seedbed.sources.nca import NcaRows
-from seedbed.sources.text import BUILTIN, Text
+from seedbed.sources.text import Text
 from seedbed.views.next_token import NextToken
 
 
@@ -96,11 +97,11 @@ def test_three_documents_are_enough_for_three_sides(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a.txt": b"fine\nbad \xff byte"}, r"a.txt is not UTF-8 at byte 9 \(line 2, value 0xff\)"),
+        ({"a.txt": b"fine\nbad \xff byte"}, "a.txt, line 2, byte 9: the value 0xff is not UTF-8"),
         ({"a.jsonl": '{"text": "x"}\n{"text": '}, "a.jsonl, line 2: not valid JSON"),
         ({"a.jsonl": '{"txt": "x"}'}, "line 1: no text under 'text'; did you mean 'txt'"),
         ({"a.jsonl": "[1]"}, "line 1: no text under 'text'"),
-        ({"a.txt.gz": gzip.compress(bytes(range(256)))[:100]}, "cannot read .*a.txt.gz"),
+        ({"a.txt.gz": gzip.compress(bytes(range(256)))[:100]}, "a.txt.gz, byte .*: cannot be read further: it ends"),
         ({"a.jsonl": '{"text": "half \\ud800 a letter"}'}, "a.jsonl, line 1: half a character"),
         ({"a.txt": ""}, "holds no text"),
         ({"a.txt": "only one"}, "holds 1 document"),

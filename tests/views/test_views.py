@@ -4,7 +4,12 @@ from seedbed.core.records import Draw, Key, Row
 from seedbed.views.next_token import NextToken
 from seedbed.views.shuffled import Shuffled
 
-ROW = Row(tokens_T=np.arange(10, 16), weights_T=np.array([0, 0, 1, 1, 0.5, 1]), documents_T=np.array([0, 0, 0, 1, 1, 1]))
+ROW = Row(
+    tokens_T=np.arange(10, 16),
+    weights_T=np.array([0, 0, 1, 1, 0.5, 1]),
+    documents_T=np.array([0, 0, 0, 1, 1, 1]),
+    positions_TA=np.array([[0], [1], [2], [0], [1], [2]]),
+)
 
 
 def _key(position=0, seed=0):
@@ -17,6 +22,7 @@ def test_each_position_is_asked_for_the_token_that_follows_with_that_token_s_wei
     assert asked.targets_T.tolist() == [11, 12, 13, 14, 15]
     assert asked.weights_T.tolist() == [0, 1, 1, 0.5, 1]
     assert asked.documents_T.tolist() == [0, 0, 0, 1, 1]
+    assert asked.positions_TA.tolist() == [[0], [1], [2], [0], [1]]
 
 
 def test_shuffling_keeps_the_unigrams_and_moves_the_rest():

@@ -16,6 +16,7 @@ from seedbed.core.records import (
     Item,
     Key,
     Loss,
+    Measurement,
     Progress,
     Role,
     Row,
@@ -51,23 +52,58 @@ class Tokenizer(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def boundary_id(self) -> int: ...  # stands in front of every document
-    def encode(self, text: str) -> Array: ...
+    def encode(self, text: str) -> Array: ...  # int32
+    def encode_batch(self, texts: Sequence[str]) -> list[Array]: ...  # the same, many at once
     def decode(self, ids: Array) -> str: ...
     def fingerprint(self) -> str: ...
 
 
 @runtime_checkable
-class Packer(Protocol):
-    """Documents, in order, to a source of rows."""
+class TokenStore(Protocol):
+    """Documents as ids, by address; the first id of each is the boundary. A corpus with its tokenizer, or prepared shards."""
 
-    def pack(self, corpus: Corpus, *, tokenizer: Tokenizer) -> Source: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def boundary_id(self) -> int: ...
+    def offsets(self, split: str) -> Array: ...  # int64 (documents + 1): document d is tokens offsets[d] to offsets[d + 1]
+    def tokens(self, split: str, start: int, stop: int) -> Array: ...  # int32, of all documents one after the other
+    def document(self, split: str, number: int) -> Document: ...
+    def size_bytes(self, split: str) -> int: ...  # UTF-8 bytes of the split's texts
+    def fingerprint(self) -> str: ...
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """Documents that were tokenized beforehand: they say with which tokenizer, and open as a TokenStore (and Corpus) with
+    it."""
+
+    def tokenizer_spec(self) -> Mapping[str, Any]: ...  # as a recipe names it
+    def store(self, tokenizer: Tokenizer) -> Any: ...
+
+
+@runtime_checkable
+class Packer(Protocol):
+    """Documents as ids, in order, to a source of rows."""
+
+    def pack(self, store: TokenStore) -> Source: ...
 
 
 @runtime_checkable
 class Mixture(Protocol):
     """Which row stands at which position of a stream. Pure: the same answer for the same arguments, for ever."""
 
-    def draws(self, start: int, *, count: int, sizes: Mapping[str, int | None], seed: int) -> list[Draw]: ...
+    @property
+    def wants(self) -> tuple[str, int] | None: ...  # the Measurement it asks for, and after how many rows each; None: none
+    def draws(
+        self,
+        start: int,
+        *,
+        count: int,
+        sizes: Mapping[str, int | None],
+        seed: int,
+        history: Sequence[Measurement] = (),
+    ) -> list[Draw]: ...
 
 
 @runtime_checkable
@@ -142,9 +178,9 @@ class Transfer(Protocol):
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Texts to losses in nats, one array of per-token losses a text."""
+    """Texts, or their ids, to losses in nats: one array of per-token losses each."""
 
-    def score(self, texts: Sequence[str]) -> list[Array]: ...
+    def score(self, texts: Sequence[str | Array]) -> list[Array]: ...
 
 
 @runtime_checkable

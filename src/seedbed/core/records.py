@@ -19,13 +19,35 @@ class Draw:
     epoch: int
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a dialogue."""
+
+    speaker: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.speaker}: {self.text}\n"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One document of a corpus; `meta` holds what its file said beside the text."""
+    """One document of a corpus. A dialogue has turns, and its text is theirs, one after the other as `str(turn)`.
+
+    `data` holds signals (a wave, an image, ids that are known already as "ids"); `meta` what its file said beside the text:
+    date, language, domain, source, label, and prepared columns.
+    """
 
     id: str
-    text: str
+    text: str = ""
+    turns: tuple[Turn, ...] = ()
+    data: Mapping[str, Array] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        """UTF-8 bytes of the text as it was read; a document that was prepared remembers them."""
+        return int(self.data["bytes"]) if "bytes" in self.data else len(self.text.encode())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +115,16 @@ class Key:
     stream: str
     position: int
     draw: Draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A decision's ground: `values` by source, written to disk before a row behind `position` of its stream is drawn."""
+
+    step: int
+    position: int
+    name: str
+    values: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,18 +1,20 @@
 """A stream: rows by position. Its cursor is its own, so no other stage, stream or batch size can move a row of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from seedbed.core.draws import key as derive
 from seedbed.core.protocols import Mixture, Source, View
-from seedbed.core.records import Draw, Key, Row
+from seedbed.core.records import Draw, Key, Measurement, Row
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
     """Sources, the mixture that draws from them and the views that a drawn row passes, in order.
 
-    The row at a position is a function of (seed, stream name, split, position) alone.
+    The row at a position is a function of (seed, stream name, split, position) alone, and of what was recorded before it, if
+    the mixture asks for feedback or its weights were changed: `history`, which its run writes to disk before a row behind it
+    is drawn.
     """
 
     name: str
@@ -22,10 +24,21 @@ class Stream:
     seq_len: int
     batch_size: int
     vocab_size: int
+    history: list[Measurement] = field(default_factory=list)
+
+    def due(self, position: int) -> int | None:
+        """Return the first decision point below `position` (rows before it are decided) whose measurement is not recorded
+        yet."""
+        if self.mixture.wants is None:
+            return None
+        name, every = self.mixture.wants
+        known = {m.position for m in self.history if m.name == name}
+        return next((p for p in range(every, position, every) if p not in known), None)
 
     def draws(self, start: int, *, count: int, seed: int, split: str = "train") -> list[Draw]:
         sizes = {name: source.size(split) for name, source in self.sources.items()}
-        return self.mixture.draws(start, count=count, sizes=sizes, seed=derive(seed, self.name, "mixture", split))
+        key = derive(seed, self.name, "mixture", split)
+        return self.mixture.draws(start, count=count, sizes=sizes, seed=key, history=self.history)
 
     def rows(self, start: int, *, count: int, seed: int, split: str = "train") -> list[Row]:
         """Return `count` rows from position `start` on, each of `seq_len` shown tokens."""

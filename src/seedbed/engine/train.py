@@ -1,8 +1,8 @@
 """The training loop of one stage, to be read from top to bottom.
 
-A step: take rows by their position in the stream, count what is asked, add up gradients over micro-batches (each divided by
-the count of the whole step, so their size changes nothing but rounding), clip, step. Evaluation and checkpoints happen
-between steps.
+A step: if the mixture asks for feedback before the next rows, measure and record it; take rows by their position in the
+stream, count what is asked, add up gradients over micro-batches (each divided by the count of the whole step, so their size
+changes nothing but rounding), clip, step. Evaluation and checkpoints happen between steps.
 """
 
 import math
@@ -39,6 +39,7 @@ class Stage:
     clip_norm: float | None
     evaluate_every: int
     checkpoint_every: int
+    evaluate_at: frozenset[int] = frozenset()  # further steps
 
 
 @dataclass(kw_only=True)
@@ -59,6 +60,12 @@ class Hooks:
     evaluate: Callable[[], dict[str, float]]
     save: Callable[[], None]
     should_stop: Callable[[], bool]
+    # (name, position): records what a mixture asks for, before rows from there on are drawn
+    measure: Callable[[str, int], None] = lambda name, position: _nobody_measures(name)
+
+
+def _nobody_measures(name: str) -> None:
+    raise AssertionError(f"the mixture asks for a measurement of {name}, and this run makes none")
 
 
 def train(stage: Stage, *, at: Counters, seed: int, machine: Machine, ledger: Ledger, hooks: Hooks) -> None:
@@ -70,6 +77,10 @@ def train(stage: Stage, *, at: Counters, seed: int, machine: Machine, ledger: Le
     model, stream = stage.model, stage.stream
     parameters = [p for group in stage.optimizer.param_groups for p in group["params"]]
     while at.step < stage.steps:
+        while stream.mixture.wants and (due := stream.due(at.positions[stream.name] + stream.batch_size)) is not None:
+            started = time.perf_counter()
+            hooks.measure(stream.mixture.wants[0], due)
+            ledger.charge(stage.name, "evaluate", Cost(seconds=time.perf_counter() - started))
         started = time.perf_counter()
         rows = stream.rows(at.positions[stream.name], count=stream.batch_size, seed=seed)
         batch = collate(rows, device=machine.device)
@@ -138,7 +149,7 @@ def train(stage: Stage, *, at: Counters, seed: int, machine: Machine, ledger: Le
             "seconds": seconds,
             "data_seconds": data_seconds,
         }
-        if at.step % stage.evaluate_every == 0 or at.step == stage.steps:
+        if at.step % stage.evaluate_every == 0 or at.step == stage.steps or at.step in stage.evaluate_at:
             started = time.perf_counter()
             line |= hooks.evaluate()
             ledger.charge(stage.name, "evaluate", Cost(seconds=time.perf_counter() - started))

@@ -17,12 +17,12 @@ class BitsPerByte:
 
     def __call__(self, scorer: Scorer, documents: Sequence[Document]) -> list[Item]:
         """Return one item a document with its nats, tokens and bytes."""
-        losses = scorer.score([d.text for d in documents])
+        losses = scorer.score([d.data.get("ids", d.text) for d in documents])
         return [
             Item(
                 id=d.id,
                 group="text",
-                values={"nats": float(x.sum()), "tokens": float(len(x)), "bytes": float(len(d.text.encode()))},
+                values={"nats": float(x.sum()), "tokens": float(len(x)), "bytes": float(d.size_bytes)},
             )
             for d, x in zip(documents, losses, strict=True)
         ]

@@ -5,16 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seedbed.core.errors import ConfigError, DataError
+from seedbed.core.durable import locked
+from seedbed.core.errors import ConfigError, DataError, RefusedError, nearest
 from seedbed.core.protocols import Tokenizer
+from seedbed.core.records import Measurement
 from seedbed.engine.checkpoints import latest, load_checkpoint, read_state
 from seedbed.engine.precision import prepare_machine
 from seedbed.evaluate.bits_per_byte import BitsPerByte, summary
 from seedbed.experiments.assemble import build_model, build_stream, check_parts
 from seedbed.experiments.comparison import Comparison
+from seedbed.experiments.feedback import FILE, append
 from seedbed.experiments.recipe import RunPlan, find, load, read_plan
-from seedbed.experiments.run import RunResult, create, execute
+from seedbed.experiments.run import RunResult, create, execute, finished
 from seedbed.experiments.study import RunStatus, resume_study
+from seedbed.mixture.weighted import CHANGED
 from seedbed.scorers.own_run import OwnRun
 from seedbed.sources.text import Text
 from seedbed.writers.sample import Sample
@@ -59,14 +63,50 @@ def resume(
     jobs: int = 1,
     say: Callable[[str], None] = print,
     watch: Callable[[list[RunStatus]], None] | None = None,
+    weights: Mapping[str, Mapping[str, float]] | None = None,
 ) -> RunResult | Comparison:
-    """Go on with a run or a study where it stopped. A run that was killed before its first checkpoint starts again."""
+    """Go on with a run or a study where it stopped. A run that was killed before its first checkpoint starts again.
+
+    `weights`, stream -> source -> weight, hold for a run's mixture from its next window on; no row is lost or repeated by it.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; give a run or study folder")
     if (folder / "study.json").is_file():
+        if weights:
+            raise RefusedError("a study's arms are fixed before its first run; weights can be changed in a single run only")
         return resume_study(folder, jobs=jobs, watch=watch)
+    if weights:
+        change_weights(folder, weights)
     return execute(folder, say=say)
+
+
+def change_weights(folder: Path, weights: Mapping[str, Mapping[str, float]]) -> None:
+    """Record, in a run's feedback, weights that hold from its last checkpoint on (from the mixture's next window).
+
+    Raises ConfigError for a stream or source that is not there, RefusedError if the run has ended.
+    """
+    plan = read_plan(folder)
+    if finished(folder) is not None:
+        raise RefusedError(f"the run in {folder} has ended; its weights can no longer be changed")
+    last = latest(folder / "checkpoints")
+    counters: dict[str, Any] = read_state(last)["counters"] if last else {"run_step": 0, "positions": {}}
+    for name, values in weights.items():
+        if name not in plan.streams:
+            raise ConfigError(f"no stream {name!r}; {nearest(name, plan.streams)}")
+        stream = build_stream(name, plan.streams[name]).stream
+        if not hasattr(stream.mixture, "wanted"):
+            raise ConfigError(f"the mixture of stream {name} has no weights to change; begin a run with `mixture: weighted`")
+        if set(values) != set(stream.sources) or not all(v >= 0 for v in values.values()) or not sum(values.values()) > 0:
+            raise ConfigError(
+                f"weights of stream {name} need one number, 0 or more, for each of: "
+                f"{', '.join(stream.sources)}; got {dict(values)}"
+            )
+        with locked(folder):
+            change = Measurement(
+                step=counters["run_step"], position=counters["positions"].get(name, 0), name=CHANGED, values=dict(values)
+            )
+            append(folder / FILE, name, change)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import exp, log
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 from seedbed.core.durable import write_json
@@ -137,6 +138,11 @@ def compared(folder: Path, *, write: bool = True) -> Comparison:
         "tuning_records": list(design.tuning_records),
         "command": design.command,
     }
+    by_set = _held_out(design, finals)
+    if by_set:
+        data["held_out"] = by_set
+        data["main"] = next(f["main"] for seeds in finals.values() for f in seeds.values())
+        data["mixture"] = {arm: next((f["mixture"] for f in seeds.values()), {}) for arm, seeds in finals.items()}
     data["verdict"] = sentence(data, contrasts)
     if write:
         write_json(folder / FILE, data)
@@ -169,7 +175,12 @@ def _run_differences(folder: Path) -> list[str]:
             if final.get("status") != "done":
                 continue
             items = [Item(**json.loads(line)) for line in (run / "items.jsonl").read_text().splitlines()]
-            found += _differences(final["test"], summary(items), at=f"{arm}/seed-{seed}.test")
+            main = [i for i in items if i.group == final.get("main", i.group)]
+            found += _differences(final["test"], summary(main), at=f"{arm}/seed-{seed}.test")
+            for name, numbers in final.get("held_out", {}).items():
+                found += _differences(
+                    numbers, summary([i for i in items if i.group == name]), at=f"{arm}/seed-{seed}.held_out.{name}"
+                )
             shown = {s: sum(lines["tokens"].values()) for s, lines in final["ledger"].items()}
             metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
             found += _differences(shown, {x["stage"]: x["tokens"] for x in metrics}, at=f"{arm}/seed-{seed}.tokens")
@@ -324,6 +335,36 @@ def _arm_summary(finals: Mapping[int, dict[str, Any]], design: Design) -> dict[s
         "per_seed": per_seed,
         "parameters": next((f["parameters"] for f in finals.values()), None),
     }
+
+
+def _held_out(design: Design, finals: Mapping[str, Mapping[int, dict[str, Any]]]) -> dict[str, Any]:
+    """Bits per byte of every held-out set: by arm and seed, and paired differences with intervals that nothing corrects.
+
+    Only the main set is judged; these say where a difference comes from.
+    """
+    names = next((list(f["held_out"]) for seeds in finals.values() for f in seeds.values() if "held_out" in f), [])
+    out: dict[str, Any] = {}
+    for name in names:
+        bits = {
+            arm: {s: float(f["held_out"][name]["bits_per_byte"]) for s, f in seeds.items()} for arm, seeds in finals.items()
+        }
+        contrasts = []
+        for arm, reference in design.pairs:
+            both = {s: bits[arm][s] - bits[reference][s] for s in design.seeds if s in bits[arm] and s in bits[reference]}
+            c = contrast(arm, reference, both, alpha=design.alpha)
+            contrasts.append(
+                {"arm": arm, "reference": reference, "mean": c.mean, "interval": list(c.interval) if c.interval else None}
+            )
+        arms = {
+            arm: {
+                "per_seed": {str(s): v for s, v in values.items()},
+                "mean": sum(values.values()) / len(values) if values else None,
+                "sd": stdev(values.values()) if len(values) > 1 else None,
+            }
+            for arm, values in bits.items()
+        }
+        out[name] = {"arms": arms, "contrasts": contrasts}
+    return out
 
 
 def _unmatched(design: Design, finals: Mapping[str, Mapping[int, dict[str, Any]]]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import torch
 
 from seedbed.core.ledger import Ledger
+from seedbed.core.records import Measurement
 from seedbed.engine.precision import prepare_machine
 from seedbed.engine.train import Counters, Hooks, train
-from seedbed.experiments.assemble import build_model, build_stage, build_stream, initialize
+from seedbed.experiments.assemble import BuiltStream, build_model, build_stage, build_stream, held_out_sets, initialize
 from seedbed.experiments.recipe import RunPlan
 
 _TRIALS = 4  # timed steps a stage; the first one is left out
@@ -44,6 +46,7 @@ def estimate(plan: RunPlan) -> list[StageEstimate]:
             record=partial(_note, times),
             evaluate=dict,
             save=lambda: None,
+            measure=_even(built),
             should_stop=lambda: False,
         )
         at = Counters(positions={built.stream.name: 0})
@@ -53,10 +56,10 @@ def estimate(plan: RunPlan) -> list[StageEstimate]:
         step = statistics.median(times[1:] or [time.perf_counter() - started])
         tokens = stage.stream.batch_size * stage.stream.seq_len
         evaluated = 0
-        if built.corpus is not None:
-            test = sum(len(d.text.encode()) for d in built.corpus.documents("test"))
+        for corpus in held_out_sets(plan, built).values():
+            test = sum(d.size_bytes for d in corpus.documents("test"))
             test = min(test, plan.evaluate.test_bytes or test) if spec is plan.stages[-1] else 0
-            evaluated = spec.evaluations * plan.evaluate.valid_bytes + test
+            evaluated += (spec.evaluations + len(spec.evaluate_at)) * plan.evaluate.valid_bytes + test
         parameters = sum(p.numel() for p in model.parameters())
         width, layers = model.config.width, len(model.blocks)
         rows = stage.micro_batch_size * stage.stream.seq_len
@@ -74,6 +77,16 @@ def estimate(plan: RunPlan) -> list[StageEstimate]:
         del model, stage
     torch.manual_seed(0)
     return found
+
+
+def _even(built: BuiltStream) -> Callable[[str, int], None]:
+    """Measurements for a mixture that asks for them: all sources alike."""
+
+    def measure(name: str, position: int) -> None:
+        values = dict.fromkeys(built.stream.sources, 0.0)
+        built.stream.history.append(Measurement(step=0, position=position, name=name, values=values))
+
+    return measure
 
 
 def _note(times: list[float], line: dict[str, Any]) -> None:

@@ -50,15 +50,29 @@ class Budget(_Strict):
 
 
 class StreamSpec(_Strict):
-    """Where rows come from and how they are shown."""
+    """Where rows come from and how they are shown: one `source`, or several `sources` by name."""
 
-    source: Part
-    tokenizer: Part | None = None
+    source: Part | None = None
+    sources: dict[str, Part] = {}
+    tokenizer: Part | None = None  # prepared sources bring their own
     packing: Part = "concatenate"
     mixture: Part = "epochs"
     views: list[Part] = ["next_token"]
     seq_len: int = Field(ge=1)
     batch_size: int = Field(ge=1)  # rows a step
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> "StreamSpec":
+        if (self.source is None) == (not self.sources):
+            raise ValueError("a stream has one `source`, or several under `sources`: name -> part")
+        return self
+
+    @property
+    def named_sources(self) -> dict[str, Part]:
+        """The sources by name; a single one goes by its kind."""
+        if self.source is None:
+            return self.sources
+        return {self.source if isinstance(self.source, str) else str(self.source.get("kind")): self.source}
 
 
 class WeightsSpec(_Strict):
@@ -88,13 +102,16 @@ class StageSpec(_Strict):
     clip_norm: float | None = Field(default=1.0, gt=0)
     micro_batch_size: int | None = Field(default=None, ge=1)
     evaluations: int = Field(default=10, ge=1)  # evenly spaced over the stage, the last at its last step
+    evaluate_at: list[Count] = []  # further steps of the stage at which held-out text is read
     floor_rows: int = Field(default=128, ge=1)  # held-out rows on which an automaton stage is held against its floors
 
 
 class EvaluateSpec(_Strict):
     """Held-out text. The test part is read once, after the last step."""
 
-    valid_bytes: Count = 65_536  # of the validation part, for the curve; whole documents, at least one
+    sets: dict[str, Part] = {}  # name -> a corpus; empty: the sources of the stage's own stream
+    main: str | None = None  # the set that the metric reads; needed where there are several
+    valid_bytes: Count = 65_536  # of each set's validation part, for the curve; whole documents, at least one
     test: bool = True  # tuning runs never read the test part
     test_bytes: Count | None = None  # None: all of it
     stride: int | None = Field(default=None, ge=1)  # of overlapping windows; None: disjoint
@@ -158,6 +175,12 @@ class MapSpec(_Strict):
     blocks: dict[str, MapBlock]
 
 
+_ADDED: list[tuple[str, str, Any]] = [
+    ("streams", "sources", {}),
+    ("stages", "evaluate_at", []),
+    ("evaluate", "sets", {}),
+    ("evaluate", "main", None),
+]
 _NO_TUNE = TuneSpec(seeds=[0], grids={})
 
 
@@ -230,6 +253,10 @@ class RunPlan(_Strict):
     def fingerprint(self) -> str:
         """Return a hash of everything that decides the numbers; where it computes is left out."""
         facts = self.model_dump(by_alias=True, exclude={"device", "threads"})
+        for where, name, default in _ADDED:  # a plan from before a setting existed keeps its hash
+            for spec in facts[where].values() if where == "streams" else facts[where] if where == "stages" else [facts[where]]:
+                if spec[name] == default:
+                    del spec[name]
         return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def tokens(self) -> int:
@@ -279,10 +306,17 @@ def load(
             set_path(tree, path, value)
     sets = dict(sets or {})
     if corpus is not None:
-        texts = [name for name, stream in (tree.get("streams") or {}).items() if _kind(stream) == "text"]
+        texts = [name for name, stream in (tree.get("streams") or {}).items() if _kind(stream) in ("text", "shards")]
         if not texts:
-            raise ConfigError("--corpus needs a recipe with a text source; this one has none")
-        sets |= {f"streams.{name}.source.path": corpus for name in texts}
+            raise ConfigError(
+                "--corpus needs a recipe with a text source; this one has none, or several by name (give each its path with --set)"
+            )
+        prepared = (Path(corpus) / "manifest.json").is_file()
+        for name in texts:
+            if prepared:  # with the folder's own tokenizer
+                sets |= {f"streams.{name}.source": {"kind": "shards", "path": corpus}, f"streams.{name}.tokenizer": None}
+            else:
+                sets[f"streams.{name}.source.path"] = corpus
     for path, value in sets.items():
         set_path(tree, path, value)
     loaded = Loaded(tree=tree, recipe=_checked(Recipe, tree), sets=sets, scale=scale)

@@ -1,8 +1,8 @@
 """One run, from its plan to its folder, to be read from top to bottom.
 
-For each stage: build stream and model, take weights over the border, train, evaluate. At the end the test part of the text is
-read, once. A run folder holds recipe.yaml, resolved.yaml, env.json, metrics.jsonl, log.txt, checkpoints/, items.jsonl,
-final.json and report.html; whatever is in it was written whole.
+For each stage: build stream and model, take weights over the border, train, evaluate. At the end the test part of every
+held-out set is read, once. A run folder holds recipe.yaml, resolved.yaml, env.json, metrics.jsonl, log.txt, checkpoints/,
+items.jsonl, final.json and report.html (and feedback.jsonl, if a mixture asked for any); whatever is in it was written whole.
 """
 
 import errno
@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,9 +24,9 @@ import torch
 from seedbed import models
 from seedbed.core.draws import key
 from seedbed.core.durable import locked, write_json, write_whole
-from seedbed.core.errors import DataError, InterruptedRunError, RefusedError, RunFailedError
+from seedbed.core.errors import ConfigError, DataError, InterruptedRunError, RefusedError, RunFailedError
 from seedbed.core.ledger import Ledger
-from seedbed.core.records import Cost, Document, Role
+from seedbed.core.records import Cost, Document, Measurement, Role
 from seedbed.engine.checkpoints import latest, load_checkpoint, load_weights, read_state, save_checkpoint
 from seedbed.engine.held_out import likeliest, row_nats
 from seedbed.engine.precision import Machine, prepare_machine
@@ -34,8 +34,9 @@ from seedbed.engine.train import Counters, Hooks, Stage, train
 from seedbed.evaluate.bits_per_byte import BitsPerByte, summary
 from seedbed.evaluate.frame_completion import frame_completion
 from seedbed.evaluate.rule_inference import after_first_frame, rule_inference
-from seedbed.experiments.assemble import BuiltStream, build_model, build_stage, build_stream, initialize
+from seedbed.experiments.assemble import BuiltStream, build_model, build_stage, build_stream, held_out_sets, initialize
 from seedbed.experiments.environment import commit, environment
+from seedbed.experiments.feedback import Feedback
 from seedbed.experiments.recipe import RunPlan, StageSpec, read_plan
 from seedbed.report.page import write_run_page
 from seedbed.scorers.own_run import OwnRun
@@ -118,7 +119,7 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
 
     streams = {spec.stream: plan.streams[spec.stream] for spec in plan.stages}
     built = {name: build_stream(name, spec, device=machine.device) for name, spec in streams.items()}
-    data = {name: b.source.fingerprint() for name, b in built.items()}
+    data = {name: b.fingerprint() for name, b in built.items()}
     if state and state["data"] != data:
         changed = ", ".join(name for name in data if state["data"].get(name) != data[name])
         raise RefusedError(
@@ -128,6 +129,12 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
     counters = Counters(**state["counters"]) if state else Counters(positions=dict.fromkeys(built, 0))
     ledger = Ledger.from_json(state["ledger"]) if state else Ledger()
     extras: dict[str, Any] = state["extras"] if state else {"transfer": {}, "stage0": {}, "borders": {}}
+    feedback = Feedback(
+        folder,
+        {name: b.stream for name, b in built.items()},
+        until=counters.run_step,
+        count=state.get("feedback", 0) if state else 0,
+    )
     metrics = _Metrics(folder / "metrics.jsonl", keep=counters.run_step, say=log)
 
     model: Any = None
@@ -147,16 +154,38 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
             load_checkpoint(last, model=model, optimizer=stage.optimizer)
         state = None
 
-        valid = _valid_documents(plan, stream)
+        sets = held_out_sets(plan, stream)
+        valid = {name: _up_to(corpus.documents("valid"), plan.evaluate.valid_bytes) for name, corpus in sets.items()}
+        _require_held_out(valid, part="valid")
 
         def evaluate(
-            stream: BuiltStream = stream, model: Any = model, valid: list[Document] = valid, spec: StageSpec = spec
-        ) -> dict[str, float]:
+            stream: BuiltStream = stream, model: Any = model, valid: dict[str, list[Document]] = valid, spec: StageSpec = spec
+        ) -> dict[str, Any]:
             if stream.tokenizer is None:
                 return _on_unseen_rules(plan, spec, stream, model, machine) if _framed(stream) else {}
-            found, cost = _text_numbers(plan, stream, model, valid)[::2]
-            ledger.charge(spec.name, "evaluate", cost)
-            return {f"valid_{k}": found[k] for k in ("loss_nats", "bits_per_byte")}
+            found = {}
+            for name, documents in valid.items():
+                numbers, _, cost = _text_numbers(plan, stream, model, documents)
+                ledger.charge(spec.name, "evaluate", cost)
+                found[name] = {k: numbers[k] for k in ("loss_nats", "bits_per_byte")}
+            main = {f"valid_{k}": value for k, value in next(iter(found.values())).items()}
+            return main if len(found) == 1 else {**main, "valid": found}
+
+        def measure(name: str, position: int, stream: BuiltStream = stream, model: Any = model, spec: StageSpec = spec) -> None:
+            if name != "loss_nats" or not stream.corpora:
+                raise ConfigError(
+                    f"the mixture of stream {stream.stream.name} asks for {name!r}, which is measured on text sources only"
+                )
+            losses = {}
+            for source, corpus in stream.corpora.items():
+                documents = _up_to(corpus.documents("valid"), plan.evaluate.valid_bytes)
+                _require_held_out({source: documents}, part="valid")
+                numbers, _, cost = _text_numbers(plan, stream, model, documents)
+                ledger.charge(spec.name, "evaluate", cost)
+                losses[source] = numbers["loss_nats"]
+            feedback.record(
+                stream.stream.name, Measurement(step=counters.run_step, position=position, name=name, values=losses)
+            )
 
         def save(model: Any = model, stage: Stage = stage) -> None:
             path = folder / "checkpoints" / f"step-{counters.run_step:08d}"
@@ -170,6 +199,7 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
                     "counters": asdict(counters),
                     "ledger": ledger.to_json(),
                     "extras": extras,
+                    "feedback": len(feedback),
                     "plan": plan.fingerprint(),
                     "data": data,
                     "threads": machine.threads,
@@ -179,7 +209,7 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
             _prune(path, keep=_taken_from(plan, extras["borders"]))
 
         log(f"stage {spec.name}: {stage.steps} steps of {stream.stream.batch_size} x {stream.stream.seq_len} tokens")
-        hooks = Hooks(record=metrics, evaluate=evaluate, save=save, should_stop=signals.stopped)
+        hooks = Hooks(record=metrics, evaluate=evaluate, save=save, should_stop=signals.stopped, measure=measure)
         train(stage, at=counters, seed=plan.seed, machine=machine, ledger=ledger, hooks=hooks)
         if _framed(stream) and spec.name not in extras["stage0"]:
             started = time.perf_counter()
@@ -206,15 +236,9 @@ def _finish(
 ) -> dict[str, Any]:
     stream = built[plan.stages[-1].stream]
     final: dict[str, Any] = {"status": "done", **_identity(plan), "commit": commit()}
-    if stream.corpus is not None and stream.tokenizer is not None:
+    if stream.tokenizer is not None:
         if plan.evaluate.test:
-            started = time.perf_counter()
-            documents = _up_to(stream.corpus.documents("test"), plan.evaluate.test_bytes)
-            numbers, items, cost = _text_numbers(plan, stream, model, documents)
-            ledger.charge(plan.stages[-1].name, "evaluate", cost + Cost(seconds=time.perf_counter() - started))
-            write_whole(folder / "items.jsonl", "".join(json.dumps(asdict(i)) + "\n" for i in items))
-            final["test"] = numbers
-            log(f"test: {numbers['bits_per_byte']:.4f} bits per byte over {numbers['bytes']} bytes")
+            final |= _test(plan, folder, stream, model, ledger=ledger, log=log)
         writer = Sample(model=model, tokenizer=stream.tokenizer, seq_len=stream.stream.seq_len)
         prompts = plan.evaluate.samples
         texts = writer.write(prompts, new_tokens=plan.evaluate.sample_tokens, seed=plan.seed)
@@ -223,15 +247,18 @@ def _finish(
         "stage0": extras["stage0"],
         "transfer": extras["transfer"],
         "ledger": ledger.to_json(),
-        "data": {name: b.source.fingerprint() for name, b in built.items()},
+        "data": {name: b.fingerprint() for name, b in built.items()},
+        "mixture": _mixture_facts(plan, built, ledger),
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameters_without_embeddings": sum(
             p.numel() for n, p in model.named_parameters() if model.roles[n].part not in ("embedding", "head")
         ),
     }
     for name, b in built.items():
-        if hasattr(b.source, "exhibit"):
-            shown = b.source.exhibit(seed=key(plan.seed, name, b.source_kind))  # the seed of the training rows
+        for source_name, source in b.stream.sources.items():
+            if not hasattr(source, "exhibit"):
+                continue
+            shown = source.exhibit(seed=key(plan.seed, name, source_name))  # the seed of the training rows
             write_whole(folder / "exhibits" / f"{name}.png", shown.picture)
             write_json(folder / "exhibits" / f"{name}.json", dict(shown.facts))
     _as_final(folder)
@@ -251,8 +278,65 @@ def _text_numbers(
     return found, items, model.cost(rows=1, seq_len=seq_len, counted=seq_len).times(found["tokens"] / seq_len)
 
 
-def _valid_documents(plan: RunPlan, stream: BuiltStream) -> list[Document]:
-    return _up_to(stream.corpus.documents("valid"), plan.evaluate.valid_bytes) if stream.corpus else []
+def _test(
+    plan: RunPlan, folder: Path, stream: BuiltStream, model: Any, *, ledger: Ledger, log: Callable[[str], None]
+) -> dict[str, Any]:
+    """Read the test part of every held-out set; write items.jsonl. Returns `test`, the main set's numbers, and all by name."""
+    sets = held_out_sets(plan, stream)
+    documents = {name: _up_to(corpus.documents("test"), plan.evaluate.test_bytes) for name, corpus in sets.items()}
+    _require_held_out(documents, part="test")
+    numbers, lines = {}, []
+    for name, some in documents.items():
+        started = time.perf_counter()
+        numbers[name], items, cost = _text_numbers(plan, stream, model, some)
+        ledger.charge(plan.stages[-1].name, "evaluate", cost + Cost(seconds=time.perf_counter() - started))
+        group = name if len(sets) > 1 else "text"
+        lines += [json.dumps({**asdict(item), "group": group}) + "\n" for item in items]
+        log(
+            f"test{f' of {name}' if len(sets) > 1 else ''}: {numbers[name]['bits_per_byte']:.4f} bits per "
+            f"byte over {numbers[name]['bytes']} bytes"
+        )
+    write_whole(folder / "items.jsonl", "".join(lines))
+    main = next(iter(numbers))
+    return {"test": numbers[main]} if len(numbers) == 1 else {"test": numbers[main], "main": main, "held_out": numbers}
+
+
+def _require_held_out(documents: Mapping[str, list[Document]], *, part: str) -> None:
+    empty = [name for name, some in documents.items() if not some]
+    if empty:
+        raise DataError(
+            f"the held-out set {empty[0]!r} has no document in its {part} part; give more documents or a "
+            f"larger {part}_share, or name "
+            "other sets under evaluate.sets"
+        )
+
+
+def _mixture_facts(plan: RunPlan, built: Mapping[str, BuiltStream], ledger: Ledger) -> dict[str, Any]:
+    """What was drawn of every source of every stream: rows, tokens, epochs, repeated rows, the share wanted and achieved."""
+    facts: dict[str, Any] = {}
+    for name, b in built.items():
+        shown: dict[str, int] = dict.fromkeys(b.stream.sources, 0)
+        for stage in (s.name for s in plan.stages if s.stream == name):
+            for source, tokens in ledger.tokens.get(stage, {}).items():
+                shown[source] += tokens
+        total = sum(shown.values())
+        sizes = {source: part.size("train") for source, part in b.stream.sources.items()}
+        mixed: Any = b.stream.mixture
+        wanted = (
+            mixed.wanted(total // b.stream.seq_len, sizes=sizes, history=b.stream.history) if hasattr(mixed, "wanted") else {}
+        )
+        facts[name] = {}
+        for source, tokens in shown.items():
+            rows, size = tokens // b.stream.seq_len, sizes[source]
+            facts[name][source] = {
+                "rows": rows,
+                "tokens": tokens,
+                "epochs": None if size is None else rows / size,
+                "repeated_rows": 0 if size is None else max(0, rows - size),
+                "wanted_share": wanted.get(source, 1.0),
+                "achieved_share": tokens / total if total else 0.0,
+            }
+    return facts
 
 
 def _up_to(documents: Any, most_bytes: int | None) -> list[Document]:
@@ -260,7 +344,7 @@ def _up_to(documents: Any, most_bytes: int | None) -> list[Document]:
     kept: list[Document] = []
     size = 0
     for document in documents:
-        size += len(document.text.encode())
+        size += document.size_bytes
         if kept and most_bytes is not None and size > most_bytes:
             break
         kept.append(document)
@@ -269,7 +353,11 @@ def _up_to(documents: Any, most_bytes: int | None) -> list[Document]:
 
 def _framed(stream: BuiltStream) -> bool:
     """Whether rows are frames one after the other, so that floors and completion mean something."""
-    return hasattr(stream.source, "frame_tokens") and all(v.keeps_order for v in stream.stream.views)
+    return (
+        len(stream.stream.sources) == 1
+        and hasattr(stream.source, "frame_tokens")
+        and all(v.keeps_order for v in stream.stream.views)
+    )
 
 
 def _on_unseen_rules(plan: RunPlan, spec: StageSpec, stream: BuiltStream, model: Any, machine: Machine) -> dict[str, float]:

@@ -19,7 +19,7 @@ from typing import Any
 from seedbed.core.durable import locked, write_json, write_whole
 from seedbed.core.errors import ConfigError, DataError, InterruptedRunError, RefusedError, RunFailedError, SeedbedError
 from seedbed.engine.precision import available_threads, settled_device
-from seedbed.experiments.assemble import build_stream, check_parts
+from seedbed.experiments.assemble import build_stream, check_parts, gives_text
 from seedbed.experiments.comparison import Comparison, Design, compared, read_design, refuse_late_seeds
 from seedbed.experiments.environment import commit
 from seedbed.experiments.recipe import Loaded, RunPlan, find, load, parse_seeds, read_plan
@@ -154,7 +154,7 @@ def _design(
     for (arm, _), plan in plans.items():
         if not plan.evaluate.test:
             raise ConfigError("evaluate.test is off: a study is judged on the test part; switch it on")
-        if plan.streams[plan.stages[-1].stream].tokenizer is None or plan.main_stage != plan.stages[-1].name:
+        if not gives_text(plan.streams[plan.stages[-1].stream]) or plan.main_stage != plan.stages[-1].name:
             raise ConfigError(f"arm {arm}: its last stage must be the main stage and train on text, as the metric is over text")
     for pair in study.contrasts:
         if not aa and not set(pair) <= names:

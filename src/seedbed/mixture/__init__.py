@@ -2,4 +2,11 @@
 
 from seedbed.core.registry import Registry
 
-parts = Registry("mixture", {"epochs": "seedbed.mixture.epochs:Epochs"})
+parts = Registry(
+    "mixture",
+    {
+        "epochs": "seedbed.mixture.epochs:Epochs",
+        "weighted": "seedbed.mixture.weighted:Weighted",
+        "by_loss": "seedbed.mixture.by_loss:ByLoss",
+    },
+)

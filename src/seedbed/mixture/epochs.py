@@ -6,13 +6,14 @@ that never ends is read in its own order.
 Paper: Black and Rogaway (2002), "Ciphers with arbitrary finite domains".
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import ClassVar
 
 from seedbed.core.draws import key
 from seedbed.core.errors import ConfigError, DataError
-from seedbed.core.records import Draw
+from seedbed.core.records import Draw, Measurement
 
 _ROUNDS = 4
 
@@ -23,9 +24,13 @@ class Epochs:
 
     shuffle: bool = True
 
-    def draws(self, start: int, *, count: int, sizes: Mapping[str, int | None], seed: int) -> list[Draw]:
+    wants: ClassVar[tuple[str, int] | None] = None
+
+    def draws(
+        self, start: int, *, count: int, sizes: Mapping[str, int | None], seed: int, history: Sequence[Measurement] = ()
+    ) -> list[Draw]:
         if len(sizes) != 1:
-            raise ConfigError(f"the mixture 'epochs' takes one source, got {', '.join(sizes)}")
+            raise ConfigError(f"the mixture 'epochs' takes one source, got {', '.join(sizes)}; take `weighted` for several")
         ((name, size),) = sizes.items()
         if size is None:
             return [Draw(name, position, 0) for position in range(start, start + count)]

@@ -1,19 +1,19 @@
 """All documents one after the other, a boundary in front of each, cut into rows: no padding, no token dropped but the last.
 
 Row i shows tokens i*L to (i+1)*L - 1 and asks for the same shifted by one, so every token but the first is asked once.
-Letters: L seq_len, T tokens of a row (L + 1), N tokens of a split.
+Letters: L seq_len, T tokens of a row (L + 1).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
-from jaxtyping import Int32
 
-from seedbed.core.errors import ConfigError, DataError
-from seedbed.core.protocols import Corpus, Tokenizer
+from seedbed.core.errors import DataError
+from seedbed.core.protocols import TokenStore
 from seedbed.core.records import Row
+from seedbed.packing.rows import check_seq_len, restarted_positions, usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,55 +21,59 @@ class Concatenate:
     """Settings of the packer."""
 
     seq_len: int = 1024
+    reset_positions: bool = False  # positions restart at 0 for every document; one that goes on from the row before too
 
     def __post_init__(self) -> None:
-        if self.seq_len < 1:
-            raise ConfigError(f"seq_len must be at least 1, got {self.seq_len}")
+        check_seq_len(self.seq_len)
 
-    def pack(self, corpus: Corpus, *, tokenizer: Tokenizer) -> "PackedRows":
-        """Return the rows of a corpus. Raises DataError if the training text is shorter than a row."""
-        packed = PackedRows(corpus=corpus, tokenizer=tokenizer, seq_len=self.seq_len)
+    def pack(self, store: TokenStore) -> "ConcatenatedRows":
+        """Return the rows of a store. Raises DataError if the training text is shorter than a row."""
+        packed = ConcatenatedRows(store=store, seq_len=self.seq_len, reset_positions=self.reset_positions)
         if packed.size("train") < 1:
             raise DataError(
-                f"the training part of the corpus has {len(packed.tokens('train')[0])} tokens, a row needs "
+                f"the training part of the corpus has {store.offsets('train')[-1]} tokens, a row needs "
                 f"{self.seq_len + 1}; give more text or a smaller seq_len"
             )
         return packed
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedRows:
-    """A source of rows over the packed documents of a corpus."""
+class ConcatenatedRows:
+    """A source of rows over the tokens of a store; only what a row shows is read."""
 
-    corpus: Corpus
-    tokenizer: Tokenizer
+    store: TokenStore
     seq_len: int
-    _packed: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
+    reset_positions: bool
 
     @property
     def vocab_size(self) -> int:
-        return self.tokenizer.vocab_size
+        return self.store.vocab_size
 
     def size(self, split: str) -> int:
-        return max(0, (len(self.tokens(split)[0]) - 1) // self.seq_len)
+        return max(0, (int(self.store.offsets(split)[-1]) - 1) // self.seq_len)
 
     def rows(self, indices: Sequence[int], *, seed: int, split: str) -> list[Row]:
         """Return the asked rows; `seed` changes nothing, the text is what it is."""
-        tokens_N, documents_N = self.tokens(split)
-        weights_T = np.ones(self.seq_len + 1, dtype=np.float32)
-        spans = [slice(i * self.seq_len, (i + 1) * self.seq_len + 1) for i in indices]
-        return [Row(tokens_T=tokens_N[s], documents_T=documents_N[s], weights_T=weights_T) for s in spans]
+        return [self._row(split, i * self.seq_len) for i in indices]
 
-    def tokens(self, split: str) -> tuple[Int32[np.ndarray, "N"], Int32[np.ndarray, "N"]]:
-        """Return all tokens of a split and the number of the document that each belongs to."""
-        if split not in self._packed:
-            boundary = np.array([self.tokenizer.boundary_id], dtype=np.int32)
-            ids = [np.concatenate([boundary, self.tokenizer.encode(d.text)]) for d in self.corpus.documents(split)]
-            numbers = [np.full(len(x), i, dtype=np.int32) for i, x in enumerate(ids)]
-            empty = np.empty(0, dtype=np.int32)
-            self._packed[split] = (np.concatenate([empty, *ids]), np.concatenate([empty, *numbers]))
-        return self._packed[split]
+    def _row(self, split: str, start: int) -> Row:
+        stop = start + self.seq_len + 1
+        places_T = np.arange(start, stop, dtype=np.int64)
+        documents_T = (np.searchsorted(self.store.offsets(split), places_T, side="right") - 1).astype(np.int32)
+        return Row(
+            tokens_T=self.store.tokens(split, start, stop),
+            weights_T=np.ones(self.seq_len + 1, dtype=np.float32),
+            documents_T=documents_T,
+            positions_TA=restarted_positions(documents_T) if self.reset_positions else None,
+        )
+
+    def report(self, split: str) -> dict[str, int | float]:
+        """Return how well the rows of a split are used; see `seedbed.packing.rows.usage`."""
+        rows, tokens = self.size(split), int(self.store.offsets(split)[-1])
+        asked = rows * self.seq_len
+        shown = asked + 1 if rows else 0
+        return usage(rows=rows, row_tokens=self.seq_len + 1, tokens=tokens, asked=asked, padding=0, cropped=tokens - shown)
 
     def fingerprint(self) -> str:
-        facts = f"{self.corpus.fingerprint()}/{self.tokenizer.fingerprint()}/{self.seq_len}"
+        facts = f"{self.store.fingerprint()}/{self.seq_len}" + ("/reset_positions" if self.reset_positions else "")
         return sha256(facts.encode()).hexdigest()[:16]

@@ -58,6 +58,7 @@ def write_study_page(folder: Path) -> Path:
         exhibits=_exhibits(runs),
         samples={arm: final.get("samples", []) for arm, final in finals.items()},
         ledgers=data["ledger"],
+        mixtures=data.get("mixture", {}),
         resolved={run.parent.name: (run / "resolved.yaml").read_text() for run in runs},
         environment=_json(runs[0] / "env.json") if runs else {},
     )
@@ -100,6 +101,7 @@ def write_run_page(folder: Path) -> Path:
         exhibits=_exhibits([folder]),
         samples={final["arm"]: final.get("samples", [])},
         ledgers={final["arm"]: {"stages": final["ledger"], "total": None}},
+        mixtures={final["arm"]: final.get("mixture", {})},
         resolved={final["arm"]: (folder / "resolved.yaml").read_text()},
         environment=_json(folder / "env.json"),
     )

@@ -29,9 +29,9 @@ class OwnRun:
     batch_size: int = 16
 
     @torch.no_grad()
-    def score(self, texts: Sequence[str]) -> list[Float[np.ndarray, "tokens"]]:
-        """Return the loss of every token of every text, in nats (fp32, evaluation mode)."""
-        ids = [self.tokenizer.encode(text) for text in texts]
+    def score(self, texts: Sequence[str | np.ndarray]) -> list[Float[np.ndarray, "tokens"]]:
+        """Return the loss of every token of every text (or of its ids), in nats (fp32, evaluation mode)."""
+        ids = [self.tokenizer.encode(text) if isinstance(text, str) else text for text in texts]
         losses = [np.full(len(x), np.nan) for x in ids]
         stride = self.stride or self.seq_len
         windows = [

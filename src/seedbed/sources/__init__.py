@@ -6,6 +6,7 @@ parts = Registry(
     "sources",
     {
         "nca": "seedbed.sources.nca:NcaRows",
+        "shards": "seedbed.sources.shards:Shards",
         "text": "seedbed.sources.text:Text",
     },
 )

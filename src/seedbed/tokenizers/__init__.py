@@ -2,4 +2,11 @@
 
 from seedbed.core.registry import Registry
 
-parts = Registry("tokenizers", {"bytes": "seedbed.tokenizers.bytes:Bytes"})
+parts = Registry(
+    "tokenizers",
+    {
+        "bytes": "seedbed.tokenizers.bytes:Bytes",
+        "file": "seedbed.tokenizers.file:TokenizerFile",
+        "integers": "seedbed.tokenizers.integers:Integers",
+    },
+)

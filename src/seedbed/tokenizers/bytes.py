@@ -1,5 +1,6 @@
 """One token a byte of UTF-8, and one more id that stands in front of every document."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +17,9 @@ class Bytes:
 
     def encode(self, text: str) -> Int32[np.ndarray, "T"]:
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "T"]]:
+        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Int32[np.ndarray, "T"]) -> str:
         """Return the text of the ids; boundaries are left out, broken UTF-8 (of a sampled text) shows as U+FFFD."""

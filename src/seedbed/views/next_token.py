@@ -22,4 +22,5 @@ class NextToken:
             targets_T=row.tokens_T[1:],
             weights_T=row.weights_T[1:],
             documents_T=None if row.documents_T is None else row.documents_T[:-1],
+            positions_TA=None if row.positions_TA is None else row.positions_TA[:-1],
         )

@@ -1,0 +1,38 @@
+"""Drops documents that are too short or too long, by the bytes of their text in UTF-8.
+
+A bound in bytes means the same for every tokenizer. The paper that made such rules usual: Rae et al. (2021), "Scaling language
+models: methods, analysis and insights from training Gopher", appendix A, which counts words.
+"""
+
+from dataclasses import dataclass
+
+from seedbed.core.errors import ConfigError
+from seedbed.core.records import Document
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length:
+    """Bounds, both allowed themselves; by default only empty documents are dropped."""
+
+    least_bytes: int = 1  # 0: empty documents stay as well
+    most_bytes: int | None = None  # None: no bound
+
+    def __post_init__(self) -> None:
+        if self.least_bytes < 0:
+            raise ConfigError(
+                f"least_bytes must be 0 (empty documents stay) or more, got {self.least_bytes}; give 1 or leave it out"
+            )
+        if self.most_bytes is not None and self.most_bytes < max(1, self.least_bytes):
+            raise ConfigError(
+                f"most_bytes must be 1 or more and no less than least_bytes ({self.least_bytes}), got {self.most_bytes}; "
+                "raise it, or leave it out for no bound"
+            )
+
+    def __call__(self, document: Document) -> str:
+        """Return why the document is dropped, or nothing if it is kept."""
+        size = len(document.text.encode())
+        if size < self.least_bytes:
+            return f"shorter than {self.least_bytes} bytes"
+        if self.most_bytes is not None and size > self.most_bytes:
+            return f"longer than {self.most_bytes} bytes"
+        return ""

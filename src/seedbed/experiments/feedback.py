@@ -1,0 +1,75 @@
+"""What a run's mixtures were told, exactly: feedback.jsonl, a line a Measurement, on disk before a row behind it is drawn.
+
+On resume, what was measured after the checkpoint is cut off; it is measured again, as the steps are made again. Weights that
+a user changed between two sittings stay: they were set for the steps that follow.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from seedbed.core.durable import write_whole
+from seedbed.core.errors import DataError, RefusedError
+from seedbed.core.records import Measurement
+from seedbed.core.stream import Stream
+from seedbed.mixture.weighted import CHANGED
+
+FILE = "feedback.jsonl"
+
+
+class Feedback:
+    """The measurements of a run; fills the history of its streams. `until` is the run's step in its checkpoint, `count` what
+    that knew.
+
+    Raises RefusedError if lines that the checkpoint knew are gone.
+    """
+
+    def __init__(self, folder: Path, streams: Mapping[str, Stream], *, until: int, count: int) -> None:
+        self._file, self._streams = folder / FILE, streams
+        kept = [(stream, m) for stream, m in read_feedback(folder) if m.step < until or m.name == CHANGED]
+        if len(kept) < count:
+            raise RefusedError(
+                f"{self._file} lacks {count - len(kept)} of the {count} measurements that the checkpoint was "
+                "made with; put it back"
+            )
+        for name, stream in streams.items():
+            stream.history[:] = [m for of, m in kept if of == name]
+        if self._file.is_file():
+            write_whole(self._file, "".join(_line(stream, m) for stream, m in kept))
+
+    def __len__(self) -> int:
+        return sum(len(stream.history) for stream in self._streams.values())
+
+    def record(self, stream: str, measurement: Measurement) -> None:
+        """Write a measurement down, then let the stream's mixture see it."""
+        append(self._file, stream, measurement)
+        self._streams[stream].history.append(measurement)
+
+
+def append(file: Path, stream: str, measurement: Measurement) -> None:
+    with file.open("a") as opened:
+        opened.write(_line(stream, measurement))
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
+def read_feedback(folder: Path) -> list[tuple[str, Measurement]]:
+    """Return (stream, measurement) in the order of recording; a last line that a kill cut off is left out."""
+    file = folder / FILE
+    if not file.is_file():
+        return []
+    found = []
+    for number, line in enumerate(file.read_text().splitlines(keepends=True), 1):
+        try:
+            facts = json.loads(line)
+            found.append((facts.pop("stream"), Measurement(**facts)))
+        except (ValueError, TypeError, KeyError) as e:
+            if line.endswith("\n"):
+                raise DataError(f"{file}, line {number}: {e}; put the file back, or start the run again") from None
+    return found
+
+
+def _line(stream: str, measurement: Measurement) -> str:
+    return json.dumps({"stream": stream, **asdict(measurement)}) + "\n"

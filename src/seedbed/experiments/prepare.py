@@ -1,0 +1,649 @@
+"""From what users have to shards: `seedbed prepare`, to be read from top to bottom.
+
+1. Plan: the input is cut into units (files, or ranges of lines of a large .jsonl) that depend on the input alone.
+2. Units, side by side: read, cut into sections, hold against what is left out, tokenize, write. A unit is whole or absent.
+3. Seal, one after the other: leave out duplicates, give every document its side, write shards; the manifest last.
+Bytes are the same for any number of workers; after a kill, the same command goes on with the units that are not there yet.
+Memory holds one unit's batch, and for duplicates 24 bytes a document (near ones: 90 more, and 512 on disk).
+Letters: N documents, T tokens, P permutations.
+"""
+
+import json
+import os
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from hashlib import sha256
+from itertools import chain
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from seedbed import __version__, tokenizers
+from seedbed.core.durable import locked, sync_folder, whole_folder, write_json, write_whole
+from seedbed.core.errors import ConfigError, DataError, RefusedError, RunFailedError
+from seedbed.core.protocols import Tokenizer
+from seedbed.core.records import Document
+from seedbed.curate.decontaminate import Contamination, Decontaminate
+from seedbed.curate.length import Length
+from seedbed.curate.near_duplicates import NearDuplicates
+from seedbed.sources.files import BadInput, Bounds, FoundFile, find_files
+from seedbed.sources.formats import line_ranges, read_documents, read_strings
+from seedbed.sources.hub import hub_documents
+from seedbed.sources.shards import (
+    DOCUMENT,
+    FORMAT,
+    MANIFEST,
+    SPLITS,
+    SUFFIXES,
+    Shard,
+    Shards,
+    ShardWriter,
+    content_key,
+    file_hash,
+    read_manifest,
+    token_dtype,
+)
+from seedbed.sources.text import sections, side
+
+WORK = ".work"
+UNIT_BYTES = 2**24  # small files go together up to this size; a larger plain .jsonl is cut into ranges of about this size
+_BATCH_BYTES, _BATCH_DOCUMENTS = 2**20, 1024  # tokenized at one time
+_BLOCK_TOKENS = 2**22  # copied at one time while sealing
+_LOSSLESS_CHECKED = 20  # documents a unit whose ids are decoded again
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """What `seedbed prepare` was asked for. Shares are of documents; None leaves a bound off."""
+
+    paths: tuple[str, ...]
+    tokenizer: str = "bytes"  # bytes, integers:VOCABULARY, or a tokenizer.json
+    on_error: Literal["stop", "skip"] = "stop"
+    text_key: str = "text"
+    meta: Mapping[str, str] | None = None  # what is kept under another name: {"language": "lang"}
+    section_bytes: int = 0  # longer documents are cut at empty lines; all sections of one stand on one side
+    valid_share: float = 0.01
+    test_share: float = 0.01
+    duplicates: Literal["keep", "exact", "near"] = "exact"  # what of them is left out
+    threshold: float = 0.8  # estimated Jaccard similarity from which documents are near duplicates
+    against: tuple[str, ...] = ()  # other corpora, prepared folders or text: what they hold is left out here
+    decontaminate: tuple[str, ...] = ()  # evaluation sets: what shares 13 words in a row with them is left out
+    least_bytes: int = 1
+    most_bytes: int | None = None
+    document_bytes: int = 2**26  # a longer document is bad input
+    file_bytes: int = 2**36  # a file that unpacks to more is bad input
+    shard_tokens: int = 2**27
+    licence: str = ""  # noted in the manifest
+
+    def __post_init__(self) -> None:
+        if not (self.valid_share >= 0 and self.test_share >= 0 and self.valid_share + self.test_share < 1):
+            raise ConfigError(
+                "valid_share and test_share must be 0 or more and leave something to train on; got "
+                f"{self.valid_share} and {self.test_share}"
+            )
+        if self.on_error not in ("stop", "skip"):
+            raise ConfigError(f"on_error must be stop or skip, got {self.on_error!r}")
+        if self.duplicates not in ("keep", "exact", "near"):
+            raise ConfigError(f"duplicates must be keep, exact or near, got {self.duplicates!r}")
+        for name in ("document_bytes", "file_bytes", "shard_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.section_bytes < 0:
+            raise ConfigError(f"section_bytes must be 0 (whole documents) or more, got {self.section_bytes}")
+        if not self.paths:
+            raise ConfigError("prepare needs at least one PATH: a file, a folder, a glob, builtin:NAME or hub:NAME")
+
+    @property
+    def bounds(self) -> Bounds:
+        return Bounds(file_bytes=self.file_bytes, document_bytes=self.document_bytes)
+
+    @cached_property
+    def tokenizer_part(self) -> dict[str, Any]:
+        """Return the tokenizer as a recipe names it."""
+        if self.tokenizer == "bytes":
+            return {"kind": "bytes"}
+        kind, colon, vocabulary = self.tokenizer.partition(":")
+        if kind == "integers" and colon:
+            if not vocabulary.isdigit():
+                raise ConfigError(f"--tokenizer integers:VOCABULARY needs a whole number, got {self.tokenizer!r}")
+            return {"kind": "integers", "vocab": int(vocabulary)}
+        if not Path(self.tokenizer).exists():
+            raise DataError(
+                f"there is no tokenizer {self.tokenizer!r}; give bytes, integers:VOCABULARY, or the path of a "
+                "tokenizer.json (`seedbed tokenizer train` makes one)"
+            )
+        return {"kind": "file", "path": str(Path(self.tokenizer).resolve())}
+
+    def build_tokenizer(self) -> Tokenizer:
+        return tokenizers.parts.build(self.tokenizer_part, path="tokenizer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A part of the input: a file, a range of the lines of one, or a hub data set."""
+
+    name: str
+    path: str = ""  # empty: a hub data set
+    size: int = 0
+    modified: int = 0  # nanoseconds
+    start: int = 0  # bytes of the file
+    stop: int | None = None
+    first_line: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What workers are given: the preparation, the units, and what the curating parts found out beforehand."""
+
+    preparation: Preparation
+    units: tuple[tuple[Piece, ...], ...]
+    contamination: Contamination | None
+
+    def fingerprint(self) -> str:
+        """Return a hash of everything that decides the shards' bytes, the input's sizes and times included."""
+        facts = [asdict(self.preparation), [[asdict(p) for p in u] for u in self.units]]
+        facts.append(self.contamination.fingerprint() if self.contamination else "")
+        facts.append(self.preparation.build_tokenizer().fingerprint())
+        return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What came of it; `manifest` is manifest.json."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+
+def prepare(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    workers: int = 1,
+    say: Callable[[str], None] = print,
+    **settings: Any,
+) -> Prepared:
+    """Turn files into shards under `out` and return their manifest; `settings` as in `Preparation`.
+
+    Raises DataError for input that cannot be read (`on_error="stop"`), RefusedError if `out` holds a finished preparation or
+    the beginnings of another one, RunFailedError if a worker was killed; what was done is kept, the same call goes on.
+    """
+    if workers < 1:
+        raise ConfigError(f"workers must be at least 1, got {workers}")
+    preparation = Preparation(paths=tuple(map(str, paths)), **settings)
+    folder = Path(out)
+    if (folder / MANIFEST).exists():
+        raise RefusedError(
+            f"{folder} holds a finished preparation and nothing is overwritten; give another --out, or remove it"
+        )
+    work = plan(preparation)
+    with locked(folder):
+        begin(folder, work)
+        waiting = [n for n in range(len(work.units)) if not unit_folder(folder, n).is_dir()]
+        if len(waiting) < len(work.units):
+            say(f"going on: {len(work.units) - len(waiting)} of {len(work.units)} units are there")
+        try:
+            make_units(folder, work, waiting, workers=workers, say=say)
+            return seal(folder, work, say=say)
+        except OSError as e:
+            raise RunFailedError(
+                f"cannot write to {folder}: {e.strerror or e}; what was done is kept: mend that (free some space), and run the "
+                "same command again"
+            ) from e
+
+
+# --- 1. Plan
+
+
+def plan(preparation: Preparation) -> Work:
+    """Return the units of the input. Reads large .jsonl files once, to find where their lines begin."""
+    preparation.build_tokenizer().fingerprint()  # a tokenizer that cannot be read is found before anything else
+    NearDuplicates(threshold=preparation.threshold)
+    Length(least_bytes=preparation.least_bytes, most_bytes=preparation.most_bytes)
+    units: list[tuple[Piece, ...]] = []
+    group: list[Piece] = []
+    for piece in chain.from_iterable(map(pieces_of, preparation.paths)):
+        alone = not piece.path or piece.stop is not None or piece.size >= UNIT_BYTES
+        if group and (alone or sum(p.size for p in group) + piece.size > UNIT_BYTES):
+            units.append(tuple(group))
+            group = []
+        if alone:
+            units.append((piece,))
+        else:
+            group.append(piece)
+    if group:
+        units.append(tuple(group))
+    doubled = [name for name, n in Counter((p.name, p.start) for u in units for p in u).items() if n > 1]
+    if doubled:
+        raise ConfigError(
+            f"{doubled[0][0]!r} is given twice (documents are known by their file's name below the given "
+            "path); give it once, or folders with other names"
+        )
+    found = None
+    if preparation.decontaminate:
+        texts = chain.from_iterable(evaluation_texts(path, preparation.bounds) for path in preparation.decontaminate)
+        found = Decontaminate().index(texts)
+    return Work(preparation=preparation, units=tuple(units), contamination=found)
+
+
+def pieces_of(path: str) -> Iterator[Piece]:
+    """Yield a path's files in order, a large plain .jsonl as ranges of lines."""
+    if path.startswith("hub:"):
+        yield Piece(name=path)
+        return
+    for file in find_files(path):
+        facts = file.path.stat()
+        whole = Piece(name=file.name, path=str(file.path.absolute()), size=facts.st_size, modified=facts.st_mtime_ns)
+        ranges = (
+            line_ranges(file, UNIT_BYTES)
+            if file.path.suffix in (".jsonl", ".ndjson") and facts.st_size > 2 * UNIT_BYTES
+            else []
+        )
+        yield from (replace(whole, start=r.start, stop=r.stop, first_line=r.first_line) for r in ranges) if ranges else (whole,)
+
+
+def evaluation_texts(path: str, bounds: Bounds) -> Iterator[tuple[str, str]]:
+    """Yield (name of the set's file, text) for every text that an evaluation set holds."""
+    for file in find_files(path):
+        for _, text in read_strings(file, bounds):
+            yield file.name, text
+
+
+# --- 2. Units
+
+
+def begin(folder: Path, work: Work) -> None:
+    """Note in the folder what is being prepared. Raises RefusedError if it holds the beginnings of something else."""
+    note = folder / WORK / "plan.json"
+    facts = {"fingerprint": work.fingerprint(), "units": len(work.units)}
+    if note.is_file():
+        if json.loads(note.read_text()) != facts:
+            raise RefusedError(
+                f"{folder} holds the beginnings of another preparation, or the input changed since; remove "
+                "it, or give another --out"
+            )
+    elif any(p.name not in (".lock", WORK) for p in folder.iterdir()):
+        raise RefusedError(f"{folder} is not empty and holds no preparation; nothing is overwritten: give another --out")
+    else:
+        write_json(note, facts)
+
+
+def unit_folder(folder: Path, number: int) -> Path:
+    return folder / WORK / f"unit-{number:06d}"
+
+
+def make_units(folder: Path, work: Work, numbers: Sequence[int], *, workers: int, say: Callable[[str], None]) -> None:
+    """Make the units that are asked for, in this process or side by side."""
+    if workers == 1 or len(numbers) < 2:
+        for number in numbers:
+            make_unit(folder, work, number)
+            say(f"unit {number + 1} of {len(work.units)}")
+        return
+    context = get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(numbers)), context, initializer=_begin_worker, initargs=(folder, work)) as pool:
+        running: set[Future[int]] = set()
+        waiting = list(reversed(numbers))
+        try:
+            while running or waiting:
+                while waiting and len(running) < 2 * workers:
+                    running.add(pool.submit(_make_numbered, waiting.pop()))
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    say(f"unit {future.result() + 1} of {len(work.units)}")
+        except BrokenProcessPool:
+            raise RunFailedError(
+                "a worker was killed (out of memory?); what was done is kept: run the same command again, "
+                "perhaps with fewer --workers"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_given: tuple[Path, Work] | None = None  # of a worker process, set once
+
+
+def _begin_worker(folder: Path, work: Work) -> None:
+    """Keep what every unit needs; leave Ctrl-C to the parent, and end when it is gone."""
+    import signal
+
+    global _given  # noqa: PLW0603  # a pool hands its workers nothing but arguments
+    _given = (folder, work)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+
+    def end_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _make_numbered(number: int) -> int:
+    assert _given is not None
+    make_unit(*_given, number)
+    return number
+
+
+def make_unit(folder: Path, work: Work, number: int) -> None:
+    """Read, check, tokenize and write one unit; it is there as a whole afterwards, or not at all."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # units are what runs side by side
+    p = work.preparation
+    tokenizer = p.build_tokenizer()
+    length = Length(least_bytes=p.least_bytes, most_bytes=p.most_bytes)
+    near = NearDuplicates(threshold=p.threshold)
+    dropped: list[dict[str, Any]] = []
+    files: list[dict[str, Any]] = []
+    checked = lossless = 0
+
+    def skip(bad: BadInput) -> None:
+        dropped.append({"reason": bad.reason, "detail": str(bad)})
+
+    with whole_folder(unit_folder(folder, number)) as place:
+        writer = ShardWriter(place, "unit", dtype=token_dtype(tokenizer.vocab_size))
+        with (place / "signatures.bin").open("wb") as signatures:
+            for piece in work.units[number]:
+                before = writer.documents
+                documents = _kept(_read(piece, p, skip=skip if p.on_error == "skip" else None), work, length, p, dropped)
+                for batch in _batches(documents):
+                    ids = tokenizer.encode_batch([d.text for d, _ in batch])
+                    writer.add(*_records(batch, ids, boundary_id=tokenizer.boundary_id))
+                    for (document, _), ids_T in zip(batch, ids, strict=True):
+                        if checked < _LOSSLESS_CHECKED:
+                            checked += 1
+                            lossless += tokenizer.decode(ids_T) == document.text
+                        if p.duplicates == "near":
+                            signatures.write(near.signature(document.text).tobytes())
+                files.append({"name": piece.name, "size": piece.size, "documents": writer.documents - before})
+        entry = writer.close()
+        facts = {"entry": entry, "dropped": dropped, "files": files, "checked": checked, "lossless": lossless}
+        (place / "facts.json").write_text(json.dumps(facts))
+
+
+def _read(piece: Piece, p: Preparation, *, skip: Callable[[BadInput], None] | None) -> Iterator[Document]:
+    settings: dict[str, Any] = {"text_key": p.text_key, "meta": p.meta or {}, "bounds": p.bounds, "skip": skip}
+    if not piece.path:
+        return hub_documents(piece.name, **settings)
+    file = FoundFile(path=Path(piece.path), name=piece.name, start=piece.start, stop=piece.stop, first_line=piece.first_line)
+    return read_documents(file, **settings)
+
+
+def _kept(
+    documents: Iterable[Document], work: Work, length: Length, p: Preparation, dropped: list[dict[str, Any]]
+) -> Iterator[tuple[Document, int]]:
+    """Yield what is kept with the rank of the document that it is a section of; note the rest."""
+    for whole in documents:
+        rank = content_key(whole.text)[0]
+        for document in sections(whole, p.section_bytes):
+            reason, detail = length(document), ""
+            match = work.contamination.found(document.text) if work.contamination and not reason else None
+            if match is not None:
+                reason, detail = f"{match.kind} of an evaluation set", f"{match.evaluation}: {match.words}"
+            if reason:
+                dropped.append({"id": document.id, "reason": reason, "detail": detail})
+            else:
+                yield document, rank
+
+
+def _batches(documents: Iterable[tuple[Document, int]]) -> Iterator[list[tuple[Document, int]]]:
+    batch: list[tuple[Document, int]] = []
+    size = 0
+    for pair in documents:
+        batch.append(pair)
+        size += len(pair[0].text)
+        if size >= _BATCH_BYTES or len(batch) >= _BATCH_DOCUMENTS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _records(
+    batch: Sequence[tuple[Document, int]], ids: Sequence[np.ndarray], *, boundary_id: int
+) -> tuple[np.ndarray, np.ndarray, bytes]:
+    """Return what a ShardWriter takes: ids with boundaries, DOCUMENT records, lines."""
+    records_N = np.zeros(len(batch), DOCUMENT)
+    boundary = np.array([boundary_id], np.int32)
+    lines = []
+    for n, (document, rank) in enumerate(batch):
+        line: dict[str, Any] = {"id": document.id}
+        if document.meta:
+            line["meta"] = dict(document.meta)
+        if document.turns:
+            line["turns"] = [[t.speaker, len(str(t))] for t in document.turns]
+        lines.append(json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n")
+        records_N[n]["bytes"] = len(document.text.encode())
+        seconds = document.meta.get("seconds", 0)
+        records_N[n]["milliseconds"] = round(1000 * seconds) if isinstance(seconds, int | float) and seconds > 0 else 0
+        records_N[n]["rank"] = rank
+        records_N[n]["key"] = content_key(document.text)
+    records_N["end"] = np.cumsum([len(x) + 1 for x in ids])
+    records_N["line"] = np.cumsum([len(x) for x in lines])
+    return np.concatenate([y for x in ids for y in (boundary, x)]), records_N, b"".join(lines)
+
+
+# --- 3. Seal
+
+
+def seal(folder: Path, work: Work, *, say: Callable[[str], None]) -> Prepared:
+    """Turn the units into shards and write the manifest. Raises DataError if nothing is left."""
+    p, tokenizer = work.preparation, work.preparation.build_tokenizer()
+    dtype = token_dtype(tokenizer.vocab_size)
+    places = [unit_folder(folder, n) for n in range(len(work.units))]
+    facts = [json.loads((place / "facts.json").read_text()) for place in places]
+    units = [Shard(place, "unit", dtype=dtype) for place in places]
+    reasons = _duplicates(folder, work, units, places)
+    dropped = Counter(d["reason"] for f in facts for d in f["dropped"])
+    final = folder / WORK / "shards"
+    shutil.rmtree(final, ignore_errors=True)
+    final.mkdir(parents=True)
+    writers = {split: _Rolling(final, split, dtype=dtype, most_tokens=p.shard_tokens) for split in SPLITS}
+    first = 0
+    with (final / "dropped.jsonl").open("w", encoding="utf-8", errors="surrogateescape") as listed:
+        for unit, f in zip(units, facts, strict=True):
+            for d in f["dropped"]:
+                listed.write(json.dumps(d, ensure_ascii=False) + "\n")
+            mine = reasons[first : first + len(unit.records)]
+            for n in np.flatnonzero(mine).tolist():
+                reason = _REASONS[int(mine[n])]
+                dropped[reason] += 1
+                listed.write(json.dumps({"id": json.loads(unit.line(n))["id"], "reason": reason}, ensure_ascii=False) + "\n")
+            _copy(unit, mine == 0, writers, p)
+            first += len(unit.records)
+    shards = [{"split": split, **entry} for split in SPLITS for entry in writers[split].close()]
+    if not sum(e["documents"] for e in shards):
+        why = ", ".join(f"{reason}: {n}" for reason, n in sorted(dropped.items())) or "the files are empty"
+        raise DataError(
+            f"{', '.join(p.paths)} leaves no document ({why}); give other files, or loosen what leaves documents out"
+        )
+    for name, raw in getattr(tokenizer, "files", dict)().items():
+        write_whole(final / name, raw)
+    beside = {f.name: f for f in sorted(final.iterdir()) if f.suffix not in SUFFIXES or f.name == "dropped.jsonl"}
+    files: dict[str, dict[str, Any]] = {}
+    for entry in (e for f in facts for e in f["files"]):
+        known = files.setdefault(entry["name"], {**entry, "documents": 0})
+        known["documents"] += entry["documents"]
+    checked, lossless = (sum(f[k] for f in facts) for k in ("checked", "lossless"))
+    manifest = {
+        "format": FORMAT,
+        "documents": sum(e["documents"] for e in shards),
+        "bytes": sum(e["bytes"] for e in shards),
+        "tokens": sum(e["tokens"] for e in shards),
+        "splits": {
+            split: {k: sum(e[k] for e in shards if e["split"] == split) for k in ("documents", "bytes", "tokens", "seconds")}
+            for split in SPLITS
+        },
+        "dropped": dict(sorted(dropped.items())),
+        "dtype": dtype.str,
+        "tokenizer": {
+            "part": {**p.tokenizer_part, **({"path": "."} if "path" in p.tokenizer_part else {})},
+            "fingerprint": tokenizer.fingerprint(),
+            "vocab_size": tokenizer.vocab_size,
+            "boundary_id": tokenizer.boundary_id,
+            "lossless": f"{lossless} of {checked} documents looked at",
+        },
+        "made_by": {"seedbed": __version__, **_shown(p)},
+        "licence": p.licence,
+        "evaluation_texts_too_short": work.contamination.short_texts if work.contamination else 0,
+        "files": list(files.values()),
+        "files_beside": {name: {"size": f.stat().st_size, "sha256": file_hash(f)} for name, f in beside.items()},
+        "shards": shards,
+    }
+    for file in sorted(final.iterdir()):
+        os.replace(file, folder / file.name)
+    sync_folder(folder)
+    write_json(folder / MANIFEST, manifest)
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    splits = ", ".join(f"{s} {manifest['splits'][s]['documents']:,}" for s in SPLITS)
+    say(
+        f"{manifest['documents']:,} documents ({splits}), {manifest['tokens']:,} tokens, "
+        f"{manifest['bytes']:,} bytes in {folder}"
+    )
+    for reason, n in manifest["dropped"].items():
+        say(f"left out, {reason}: {n:,} (see dropped.jsonl)")
+    if lossless < checked:
+        say(
+            f"note: the tokenizer gave {checked - lossless} of {checked} documents back changed; `seedbed "
+            "tokenizer check` shows where"
+        )
+    return Prepared(folder=folder, manifest=manifest)
+
+
+_REASONS = {1: "exact duplicate", 2: "near duplicate"}
+
+
+def _duplicates(folder: Path, work: Work, units: Sequence[Shard], places: Sequence[Path]) -> np.ndarray:
+    """Return for every document 0 (kept) or a key of _REASONS. Only what stands before a document can leave it out."""
+    p = work.preparation
+    total = sum(len(u.records) for u in units)
+    if p.duplicates == "keep":
+        return np.zeros(total, np.int8)
+    near = NearDuplicates(threshold=p.threshold)
+    others = list(chain.from_iterable(_other_documents(path, p) for path in p.against))
+    keys = np.concatenate(
+        [np.array([content_key(d.text) for d in others], np.uint64).reshape(-1, 2), *[u.records["key"] for u in units]]
+    )
+    reasons = np.ones(len(keys), np.int8)
+    reasons[np.unique(keys, axis=0, return_index=True)[1]] = 0
+    if p.duplicates == "near":
+        stacked = folder / WORK / "signatures.bin"
+        with stacked.open("wb") as file:
+            for document in others:
+                file.write(near.signature(document.text).tobytes())
+            for place in places:
+                with (place / "signatures.bin").open("rb") as part:
+                    shutil.copyfileobj(part, file)
+        signatures_NP = (
+            np.memmap(stacked, np.uint32, "r", shape=(len(keys), near.permutations))
+            if len(keys)
+            else np.empty((0, 1), np.uint32)
+        )
+        reasons[(near.find(signatures_NP) >= 0) & (reasons == 0)] = 2
+    return reasons[len(others) :]
+
+
+def _other_documents(path: str, p: Preparation) -> Iterator[Document]:
+    """Yield the documents of another corpus: of a prepared folder, or of files."""
+    if (Path(path) / MANIFEST).is_file():
+        shards = Shards(path=path)
+        store = shards.store(tokenizers.parts.build(shards.tokenizer_spec()))
+        for split in SPLITS:
+            yield from store.documents(split)
+        return
+    for whole in documents_of(path, p):
+        yield from sections(whole, p.section_bytes)
+
+
+def documents_of(path: str, p: Preparation) -> Iterator[Document]:
+    """Yield the documents that a path names, as they are read for a preparation."""
+    for piece in pieces_of(path):
+        yield from _read(piece, p, skip=None)
+
+
+class _Rolling:
+    """The shards of one split, each of at most `most_tokens` tokens and at least one document."""
+
+    def __init__(self, folder: Path, split: str, *, dtype: np.dtype, most_tokens: int) -> None:
+        self._folder, self._split, self._dtype, self._most = folder, split, dtype, most_tokens
+        self._writer: ShardWriter | None = None
+        self._done: list[dict[str, Any]] = []
+
+    def add(self, ids_T: np.ndarray, records_N: np.ndarray, lines: list[bytes]) -> None:
+        """Append documents; a shard ends where the next document would pass its size."""
+        ends = records_N["end"].astype(np.int64)
+        start = 0
+        while start < len(records_N):
+            base = int(ends[start - 1]) if start else 0
+            room = self._most - (self._writer.tokens if self._writer else 0)
+            stop = int(np.searchsorted(ends - base, room, side="right"))
+            if stop <= start and self._writer and self._writer.documents:
+                self._roll()
+                continue
+            stop = max(stop, start + 1)
+            if self._writer is None:
+                self._writer = ShardWriter(self._folder, f"{self._split}-{len(self._done):05d}", dtype=self._dtype)
+            some = records_N[start:stop].copy()
+            some["end"] -= base
+            some["line"] = np.cumsum([len(x) for x in lines[start:stop]])
+            self._writer.add(ids_T[base : int(ends[stop - 1])], some, b"".join(lines[start:stop]))
+            start = stop
+
+    def _roll(self) -> None:
+        if self._writer is not None:
+            self._done.append(self._writer.close())
+            self._writer = None
+
+    def close(self) -> list[dict[str, Any]]:
+        self._roll()
+        return self._done
+
+
+def _copy(unit: Shard, kept_N: np.ndarray, writers: Mapping[str, _Rolling], p: Preparation) -> None:
+    """Copy the kept documents of a unit, block by block, each to its side."""
+    ends = unit.records["end"].astype(np.int64)
+    ranks = unit.records["rank"] / 2.0**64
+    sides = np.array(
+        [SPLITS.index(side(r, valid_share=p.valid_share, test_share=p.test_share)) for r in ranks.tolist()], np.int8
+    )
+    start = 0
+    while start < len(ends):
+        base = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, base + _BLOCK_TOKENS, side="right")))
+        lengths = np.diff(ends[start:stop], prepend=base)
+        ids_T = np.asarray(unit.ids[base : int(ends[stop - 1])])
+        lines = unit.lines(start, stop).split(b"\n")[:-1]
+        for s, split in enumerate(SPLITS):
+            mine = kept_N[start:stop] & (sides[start:stop] == s)
+            if mine.any():
+                records = unit.records[start:stop][mine].copy()
+                records["end"] = np.cumsum(lengths[mine])
+                writers[split].add(ids_T[np.repeat(mine, lengths)], records, [lines[i] + b"\n" for i in np.flatnonzero(mine)])
+        start = stop
+
+
+def _shown(p: Preparation) -> dict[str, Any]:
+    """The settings as a manifest may show them: places by their last name, no home folder."""
+    facts = asdict(p)
+    for name in ("paths", "against", "decontaminate"):
+        facts[name] = [x if ":" in x.split("/")[0] else Path(x).name for x in facts[name]]
+    facts["tokenizer"] = p.tokenizer if p.tokenizer_part["kind"] != "file" else Path(p.tokenizer).name
+    return facts
+
+
+def validate_folder(folder: Path) -> dict[str, Any]:
+    """Hash every file of a prepared folder again. Raises DataError naming all that are missing or altered."""
+    from seedbed.sources.shards import damage
+
+    problems = damage(folder)
+    if problems:
+        raise DataError(f"{'; '.join(problems)}; put them back or prepare the folder again")
+    manifest = read_manifest(folder)
+    return {"ok": True, "shards": len(manifest["shards"]), "documents": manifest["documents"], "tokens": manifest["tokens"]}

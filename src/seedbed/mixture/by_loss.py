@@ -1,0 +1,51 @@
+"""A mixture with feedback: what is learned worst is shown more, by multiplicative weights on held-out losses.
+
+After every `every` rows the loss of each source's held-out text is measured; shares are base weights times exp(eta * loss),
+so a source whose loss stands d nats above another's gets exp(eta * d) times its weight. eta 0 is the base weights exactly.
+Papers: Freund and Schapire (1997), the multiplicative-weights rule; Chen et al. (2023), "Skill-it", which weighs skills so.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import exp
+
+from seedbed.core.errors import ConfigError
+from seedbed.core.records import Measurement
+from seedbed.mixture.weighted import Weighted
+
+MEASURED = "loss_nats"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByLoss(Weighted):
+    """Settings beside those of `weighted`: `every` rows a measurement is made; it holds for the rows behind it."""
+
+    eta: float = 0.5  # per nat
+    every: int = 4096  # rows; a multiple of window
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.every < 1 or self.every % self.window:
+            raise ConfigError(f"every must be a multiple of window ({self.window} rows), got {self.every}")
+
+    @property
+    def wants(self) -> tuple[str, int]:  # type: ignore[override]
+        return (MEASURED, self.every)
+
+    def _target(self, row: int, sizes: Mapping[str, int | None], history: Sequence[Measurement]) -> dict[str, float]:
+        base = super()._target(row, sizes, history)
+        due = row // self.every * self.every
+        if due == 0:
+            return base
+        found = [m for m in history if m.name == MEASURED and m.position == due]
+        if not found:
+            raise PendingError(f"the rows from {due} on wait for a measurement of {MEASURED} at {due}; none is recorded")
+        losses = found[-1].values
+        highest = max(losses.values())
+        raised = {name: weight * exp(self.eta * (losses[name] - highest)) for name, weight in base.items()}
+        total = sum(raised.values())
+        return {name: weight / total for name, weight in raised.items()}
+
+
+class PendingError(RuntimeError):
+    """A row was asked for that follows a decision which has not been made yet."""

@@ -1,0 +1,128 @@
+"""Files as documents, read as a stream: text and code, .jsonl, .json, .csv and .tsv, .parquet, each also packed.
+
+One document is held in memory, never a file. Lines end at "\\n" and are counted from 1; a byte order mark is dropped.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from seedbed.core.errors import nearest
+from seedbed.core.records import Document
+from seedbed.sources.fields import Record, document, no_text, strings_of, text_column
+from seedbed.sources.files import LANGUAGES, BadInput, Bounds, FoundFile, kind_of, packing_of
+from seedbed.sources.json_text import json_records
+from seedbed.sources.lines import Line, jsonl_records, table_records
+from seedbed.sources.parquet import parquet_records
+from seedbed.sources.unpack import BLOCK, open_file, read_whole
+
+Skip = Callable[[BadInput], None]
+_RECORDS: Mapping[str, Callable[[FoundFile, Bounds], Iterator[Record | BadInput]]] = {
+    ".jsonl": jsonl_records,
+    ".ndjson": jsonl_records,
+    ".json": json_records,
+    ".csv": table_records,
+    ".tsv": table_records,
+    ".parquet": parquet_records,
+}
+_TABLES = (".csv", ".tsv", ".parquet")
+
+
+def read_documents(
+    file: FoundFile,
+    *,
+    text_key: str = "text",
+    meta: Mapping[str, str] = {},  # new name: the name in the record
+    bounds: Bounds = Bounds(),
+    skip: Skip | None = None,
+) -> Iterator[Document]:
+    """Give the documents of a file: a text or code file is one, every other file has one a record.
+
+    Ids are the file's name, and the line where the record starts (in .json and .parquet the record's number) behind a colon.
+    The first BadInput is raised; with `skip` it is called instead and reading goes on behind the bad record, or ends if the
+    file itself is bad. Empty documents are left out; `skip` hears of them too.
+    """
+    kind = kind_of(file.path)
+    if kind not in _RECORDS:
+        text_key, meta = "text", {}
+    yield from documents_of(_items(file, bounds), text_key=text_key, meta=meta, bounds=bounds, skip=skip, table=kind in _TABLES)
+
+
+def documents_of(
+    items: Iterable[Record | BadInput],
+    *,
+    text_key: str,
+    meta: Mapping[str, str],
+    bounds: Bounds,
+    skip: Skip | None,
+    table: bool = False,  # all records have the same columns, so what one lacks is said once
+) -> Iterator[Document]:
+    """Give records as documents; what is wrong is raised or skipped as `read_documents` says."""
+
+    def report(bad: BadInput) -> None:
+        if skip is not None:
+            skip(bad)
+        elif bad.reason != "empty":
+            raise bad
+
+    for item in items:
+        if isinstance(item, BadInput):
+            report(item)
+            continue
+        if table and text_column(item.fields, text_key) is None:
+            report(no_text(item, item.fields, text_key))
+            return
+        if table and (lacking := [old for old in meta.values() if old not in item.fields]):
+            hint = f"{nearest(lacking[0], item.fields)} (mend meta)"
+            report(item.bad("no such column", problem=f"meta asks for the column {lacking[0]!r}", advice=hint))
+        table = False
+        try:
+            made = document(item, text_key=text_key, meta=meta, bounds=bounds)
+        except BadInput as bad:
+            report(bad)
+        else:
+            yield made
+
+
+def read_strings(file: FoundFile, bounds: Bounds = Bounds()) -> Iterator[tuple[str, str]]:
+    """Give every text of every record with the record's id, whatever its key. Raises the first BadInput."""
+    for item in _items(file, bounds):
+        if isinstance(item, BadInput):
+            raise item
+        fields = item.fields if kind_of(file.path) in _RECORDS else item.fields["text"]
+        yield from ((item.id, text) for text in strings_of(fields))
+
+
+def _items(file: FoundFile, bounds: Bounds) -> Iterator[Record | BadInput]:
+    """The file's records, and what is wrong: a bad record is an item among others, a bad file is the last one."""
+    try:
+        yield from _RECORDS.get(kind_of(file.path), _whole)(file, bounds)
+    except BadInput as bad:
+        yield bad
+
+
+def _whole(file: FoundFile, bounds: Bounds) -> Iterator[Record]:
+    text = Line(1, 0, read_whole(file, bounds)).without_mark().decoded(file)
+    language = {"language": LANGUAGES[kind]} if (kind := kind_of(file.path)) in LANGUAGES else {}
+    yield Record({"text": text, **language}, id=file.name, file=file.name)
+
+
+def line_ranges(file: FoundFile, range_bytes: int) -> list[FoundFile]:
+    """Return a plain .jsonl as ranges of whole lines, about `range_bytes` each; any other file is one range.
+
+    The file is read through once to count its lines; read one after the other, the ranges give the documents of the file.
+    """
+    if packing_of(file.path) or _RECORDS.get(kind_of(file.path)) is not jsonl_records:
+        return [file]
+    ranges, start, line = [], 0, 1
+    with open_file(file.path, name=file.name) as opened:
+        while block := opened.read(min(BLOCK, range_bytes)):
+            stop, lines = start, 0
+            while block:
+                stop, lines = stop + len(block), lines + block.count(b"\n")
+                full = stop - start >= range_bytes
+                if full and block.endswith(b"\n"):
+                    break
+                block = opened.readline(BLOCK) if full else opened.read(min(BLOCK, range_bytes - (stop - start)))
+            ranges.append(replace(file, start=start, stop=stop, first_line=line))
+            start, line = stop, line + lines
+    return ranges
