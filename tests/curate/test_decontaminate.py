@@ -137,7 +137,19 @@ def test_a_test_question_planted_in_a_training_text_is_found_with_its_words(tool
 
 
 @pytest.mark.skipif(not (DATA / "mgsm").is_dir(), reason="MGSM is not on this machine")
-def test_a_question_in_a_script_without_spaces_is_found(tool):
-    rows = [r for r in tool.lines(DATA / "mgsm/test.jsonl.zst")]
-    print(rows[0])
-    raise AssertionError
+@pytest.mark.parametrize(("language", "ngram"), [("zh", 13), ("ja", 13), ("th", 20)])
+def test_a_question_in_a_script_without_spaces_is_found_and_others_are_not(tool, language, ngram):
+    questions = [str(r["question"]) for r in tool.lines(DATA / "mgsm/test.jsonl.zst") if r["lang"] == language]
+    known, others = questions[:125], questions[125:]
+    index = _index(*(("mgsm", q) for q in known), ngram=ngram)
+    assert [index.found(q) for q in others] == [None] * 125
+    match = index.found(f"{others[0]}\n{known[7]}")
+    assert match.evaluation == "mgsm" and match.words in known[7]
+
+
+@pytest.mark.skipif(not (DATA / "mgsm").is_dir(), reason="MGSM is not on this machine")
+def test_thirteen_letters_of_thai_are_too_few(tool):
+    """The docstring warns of it with this number."""
+    questions = [str(r["question"]) for r in tool.lines(DATA / "mgsm/test.jsonl.zst") if r["lang"] == "th"]
+    index = _index(*(("mgsm", q) for q in questions[:125]))
+    assert sum(index.found(q) is not None for q in questions[125:]) == 16

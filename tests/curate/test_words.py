@@ -56,7 +56,7 @@ def test_case_and_what_stands_between_words_do_not_matter():
     np.testing.assert_array_equal(word_hashes("To be, or NOT to be"), word_hashes("to\nbe or...not TO be"))
 
 
-@given(st.text("aİΣ x.", max_size=20), st.data())
+@given(st.text("aİẞ x.", max_size=20), st.data())
 @settings(max_examples=100, deadline=None)
 def test_an_excerpt_is_cut_from_the_text_as_it_was_written(text, data):
     found = words(text)
@@ -71,8 +71,8 @@ def test_an_excerpt_is_cut_from_the_text_as_it_was_written(text, data):
 
 def test_an_excerpt_keeps_case_and_punctuation_also_behind_a_letter_that_grows_in_lower_case():
     assert words("so: The END, he said").excerpt(1, count=2) == "The END"
-    assert words("Zİ İİ. A; B").excerpt(2, count=2) in ("A; B", "İ. A")
-    assert words("İİ, A; B c").excerpt(words("İİ, A; B c").hashes_N.size - 3, count=2) == "A; B"
+    grown = words("Zİ İİ. A; B")  # "zi̇ i̇i̇. a; b", whose dots end words
+    assert [grown.excerpt(i, count=2) for i in range(4)] == ["Zİ İ", "İİ", "İ. A", "A; B"]
 
 
 @given(st.lists(st.integers(0, 2), max_size=30), st.integers(1, 6))
@@ -91,8 +91,8 @@ def test_the_order_of_words_in_a_run_matters():
 
 def test_hashes_are_those_of_every_machine():
     """Written down on 2026-11-25; prepared corpora depend on them, so a change needs a new name."""
-    assert [f"{h:016x}" for h in word_hashes("Ünder 我")] == ["?", "?"]
-    assert [f"{h:016x}" for h in ngram_hashes(word_hashes("to be or not"), 3)] == ["?", "?"]
+    assert [f"{h:016x}" for h in word_hashes("Ünder 我")] == ["dd39a3bf706f3735", "dba4348e1d7e6136"]
+    assert [f"{h:016x}" for h in ngram_hashes(word_hashes("to be or not"), 3)] == ["a005e619c0ff4901", "838615cc09fcab2a"]
 
 
 def test_a_hash_is_fnv_1a_over_code_points_then_mixed():

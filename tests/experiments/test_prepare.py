@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from seedbed.tokenizers.integers import Integers
 
 from seedbed.core.errors import ConfigError, DataError, RefusedError, RunFailedError
 from seedbed.experiments import columns
@@ -23,6 +22,7 @@ from seedbed.experiments.prepare import make_units, plan, prepare, validate_fold
 from seedbed.experiments.recipe import StreamSpec
 from seedbed.sources.shards import SPLITS, Shards
 from seedbed.tokenizers.bytes import Bytes
+from seedbed.tokenizers.integers import Integers
 
 WORDS = [
     "seed",

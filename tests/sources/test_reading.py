@@ -10,6 +10,7 @@ import os
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ RECORDS = [{"text": 'Ünter "quoted", so', "n": "1"}, {"text": "two\nlines", "n"
 PACK = {
     "": bytes,
     ".gz": gzip.compress,
-    ".xz": lzma.compress,
+    ".xz": partial(lzma.compress, preset=1),
     ".bz2": bz2.compress,
     ".zst": zstandard.ZstdCompressor(write_checksum=True).compress,
 }
@@ -401,7 +402,8 @@ def test_of_a_truncated_archive_the_start_is_kept_and_the_rest_told_once(tmp_pat
     array = b"[" + lines[:-1].replace(b"\n", b",\n") + b"]"
     raw = PACK[packing](array)
     texts, skipped = _skipping(_file(tmp_path, f"a.json{packing}", raw[: len(raw) * 9 // 10]))
-    assert len(texts) > 5_000 and [s[0] for s in skipped] == ["truncated archive"]
+    ((reason, _, _, byte),) = skipped
+    assert reason == "truncated archive" and len(texts) == (byte + 1) // 134 > 5_000, "a comma more a line"
     with pytest.raises(BadInput, match=rf"b.txt{packing}, byte 0: .*ends in the middle"):
         _read(_file(tmp_path, f"b.txt{packing}", b""))
 

@@ -4,12 +4,12 @@ import pickle
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from seedbed.core import protocols
 from seedbed.core.errors import ConfigError, DataError
 from seedbed.tokenizers import parts
 from seedbed.tokenizers.file import TokenizerFile
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 
 def _library(*specials, model=None):
@@ -92,7 +92,10 @@ def test_a_boundary_that_is_given_wins_and_must_be_a_special_token(tmp_path):
     part = TokenizerFile(path=str(tmp_path), boundary="<x>")
     assert part.boundary_id == 258
     assert part.fingerprint() != TokenizerFile(path=str(tmp_path)).fingerprint()
-    for wrong in ("<xx>", "ab"):
+    made = _library("<s>")
+    made.add_tokens(["<ordinary>"])
+    _write(tmp_path, made)
+    for wrong in ("<xx>", "ab", "<ordinary>"):
         with pytest.raises(ConfigError, match="is not a special token"):
             _ = TokenizerFile(path=str(tmp_path), boundary=wrong).boundary_id
 

@@ -15,7 +15,8 @@ from seedbed.tokenizers.training import check_tokenizer, save_tokenizer, train_t
 from tests.conftest import SHARED
 
 KINDS = ("bpe", "unigram", "wordpiece")
-TEXTS = ["## The cat sat on the mat.\n\n\nThe cat's hat, the rat's bat:  a é 🎉 日本\t\0 <|endoftext|>\r\n" * 3, "that hat", ""]
+WORDS = " ".join(a + b for a in ("walk", "talk", "jump", "play", "work") for b in ("", "ed", "ing", "er", "s"))
+TEXTS = [f"## {WORDS}\n\n\nThe cat's hat, the rat's bat:  a é 🎉 日本\t\0 <|endoftext|>\r\n", "that hat", ""]
 SPECIALS = ("<|endoftext|>", "<|user|>", "[CLS]")
 
 
@@ -70,7 +71,7 @@ def test_special_tokens_come_first_then_all_bytes_and_pieces_shorten_the_text(ki
     part = trained[kind]
     assert part.boundary_id == 0 and part.special_tokens["bos_token"] == SPECIALS[0]
     assert [part.piece(i) for i in range(3)] == [None] * 3
-    assert 260 < part.vocab_size <= 560
+    assert 3 + 256 + 10 < part.vocab_size <= 560
     assert {part.piece(i) for i in range(3, part.vocab_size)} >= {"a", "\u0100", "\u0143"}
     assert len(part.encode(TEXTS[0])) < 0.8 * len(TEXTS[0].encode())
 
@@ -219,5 +220,5 @@ def test_a_tokenizer_of_english_breaks_other_languages_into_more_tokens(tmp_path
     documents = [Document(id=name, text=rows[name], meta={"language": name}) for name in ("eng", "fra", "fin")]
     report = check_tokenizer(TokenizerFile(path=str(tmp_path / "t")), documents)
     assert report.lossless_documents == 3
-    assert report.fertility["eng"] < 2.5 < 1.4 * report.fertility["eng"] < report.fertility["fra"] < report.fertility["fin"]
+    assert 1.5 * report.fertility["eng"] < report.fertility["fra"] < report.fertility["fin"]
     assert report.bytes_per_token_by_language["eng"] > report.bytes_per_token_by_language["fin"]

@@ -6,6 +6,9 @@ that more than ten documents hold is let pass. Here one match is a reason to dro
 judges it by its words.
 An evaluation text of fewer than 13 words has no 13-gram. It is matched only by a document that consists of the same words: as a
 part it would hit every "The answer is 5".
+In scripts written without spaces a run is 13 letters. That is enough in Chinese and Japanese, but Thai spells three or four
+words with them: of 125 questions of MGSM, 16 share such a run with the other 125 (common phrases). None do in Chinese or
+Japanese, and none in Thai with runs of 20. Set ngram to 20 for corpora in such alphabets.
 Letters: G hashes of the evaluation sets, N words or runs of words of a document.
 """
 

@@ -14,7 +14,7 @@ We depart from the papers in one thing. A document is compared with earlier docu
 the first of these alone. So a verdict never depends on what comes later, a corpus that grows keeps its verdicts, and the time
 is linear however often one page is repeated. It costs pairs: where a band's first is another document, only the other bands
 can find the nearer one.
-Letters: N documents, P hash functions, R minima of a band, G runs of words of a document.
+Letters: N documents (or words of one), P hash functions, B bands, G runs of words of a document.
 """
 
 import math

@@ -51,9 +51,9 @@ class Words:
     def excerpt(self, first: int, *, count: int) -> str:
         """Return the text from word `first` on, `count` words long, in its own case and with what stands between them."""
         start, stop = int(self.starts_N[first]), int(self.stops_N[first + count - 1])
-        if len(self.text.lower()) != len(self.text):  # a few letters, such as the Turkish I with a dot, grow
+        if len(self.text.lower()) != len(self.text):  # the Turkish I with a dot becomes two characters
             places = np.cumsum([0, *(len(c.lower()) for c in self.text)])
-            start, stop = int(np.searchsorted(places, start, side="right")) - 1, int(np.searchsorted(places, stop))
+            start, stop = np.searchsorted(places, (start, stop)).tolist()
         return self.text[start:stop]
 
 

@@ -309,7 +309,8 @@ def load(
         texts = [name for name, stream in (tree.get("streams") or {}).items() if _kind(stream) in ("text", "shards")]
         if not texts:
             raise ConfigError(
-                "--corpus needs a recipe with a text source; this one has none, or several by name (give each its path with --set)"
+                "--corpus needs a recipe with a text source; this one has none, or several by name (give "
+                "each its path with --set)"
             )
         prepared = (Path(corpus) / "manifest.json").is_file()
         for name in texts:

@@ -1,7 +1,7 @@
 """Any tokenizer.json of the Hugging Face library `tokenizers`, with the settings that lie beside it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from seedbed.core.errors import ConfigError, DataError, nearest
+from seedbed.tokenizers.remembered import Remembered, falls_at_spaces
 
 CONFIG, MAP, TEMPLATE = "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"
 BOUNDARY_ROLES = ("bos_token", "eos_token", "cls_token", "sep_token")
@@ -44,13 +45,12 @@ class TokenizerFile:
         Raises DataError for a text that the tokenizer cannot take, or that it turns into the boundary itself.
         """
         try:
-            encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            ids = self._encode(texts)
         except Exception as e:  # the library raises nothing narrower
             raise DataError(
                 f"{self._file} cannot encode a text ({e}); give text of whole characters (no half surrogates) that this "
                 "tokenizer knows, or a tokenizer that knows every byte"
             ) from None
-        ids = [np.array(e.ids, dtype=np.int32) for e in encoded]
         for text, ids_T in zip(texts, ids, strict=True):
             if (ids_T == self.boundary_id).any():
                 raise DataError(
@@ -150,6 +150,17 @@ class TokenizerFile:
         if isinstance(opened.decoder, decoders.WordPiece):
             opened.decoder.cleanup = False
         return opened
+
+    @cached_property
+    def _encode(self) -> Callable[[Sequence[str]], list[Int32[np.ndarray, "T"]]]:
+        if falls_at_spaces(self._tokenizer):
+            return Remembered(self._tokenizer).encode_batch
+
+        def plain(texts: Sequence[str]) -> list[Int32[np.ndarray, "T"]]:
+            found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [np.array(e.ids, dtype=np.int32) for e in found]
+
+        return plain
 
     @cached_property
     def _special_ids(self) -> dict[str, int]:

@@ -32,7 +32,7 @@ WORD_CHARS = 64  # WordPiece takes the cube of a word's length, so longer words 
 def train_tokenizer(
     texts: Iterable[str], *, kind: Kind, vocab_size: int, special_tokens: Sequence[str] = ("<|endoftext|>",)
 ) -> "tokenizers.Tokenizer":
-    """Return a tokenizer of at most vocab_size ids (fewer if the texts have fewer pieces): special tokens first, then bytes.
+    """Return a tokenizer of at most vocab_size ids, fewer if the texts have fewer pieces; special tokens have the first ids.
 
     The same texts give the same file, whatever RAYON_NUM_THREADS and TOKENIZERS_PARALLELISM say. Raises ConfigError for an
     unknown kind, too small a vocabulary or unfit special tokens, and DataError if there is no text.
@@ -196,7 +196,9 @@ def _unigram(texts: Iterator[str], *, words: Any, vocab_size: int, specials: lis
     lowest = min(scores.values())
     level = {p: lowest if len(p) == 1 and s < lowest + 256 * 0.0001 else s for p, s in scores.items()}
     ranked = sorted(((p, round(s, 4)) for p, s in level.items()), key=lambda scored: (-scored[1], scored[0]))
-    return models.Unigram([*((token, 0.0) for token in specials), *ranked])
+    longer = [p for p, _ in ranked if len(p) > 1]
+    kept = {*_alphabet(), *longer[: vocab_size - len(specials) - 256]}  # asked for bytes alone, the trainer gives more
+    return models.Unigram([*((token, 0.0) for token in specials), *(scored for scored in ranked if scored[0] in kept)])
 
 
 def _wordpiece(texts: Iterator[str], *, words: Any, vocab_size: int, specials: list[str]) -> Any:
