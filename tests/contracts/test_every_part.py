@@ -9,12 +9,27 @@ import pytest
 import torch
 
 from seedbed.core.errors import ConfigError
-from seedbed.core.protocols import Corpus, Mixture, Objective, OptimizerKind, Packer, Schedule, Source, Tokenizer, View
+from seedbed.core.protocols import (
+    Corpus,
+    Mixture,
+    Objective,
+    OptimizerKind,
+    Packer,
+    Prepared,
+    Schedule,
+    Source,
+    Tokenizer,
+    TokenStore,
+    View,
+)
 from seedbed.core.records import Draw, Key, Progress, Row
 from seedbed.experiments import commands
 from seedbed.experiments.assemble import rooms
+from seedbed.experiments.prepare import prepare
 from seedbed.experiments.recipe import load
+from seedbed.experiments.tokenizing import train
 
+MIXED = {"weighted", "by_loss"}  # mixtures that weigh several sources
 PARTS = [(room, name) for room, registry in rooms().items() for name in registry]
 PROMISES = {
     "tokenizers": Tokenizer,
@@ -47,14 +62,39 @@ def test_its_defaults_are_allowed_and_an_unknown_setting_is_not(room, name):
         registry.build({"kind": name, "nonsense": 1}, path=room)
 
 
+@pytest.fixture
+def needed(tmp_path):
+    """What parts need that read something prepared: their settings, by room and name."""
+    lines = "".join(json.dumps({"text": [n % 7, 3, (5 * n) % 11, n % 3] * 30}) + "\n" for n in range(60))
+    (tmp_path / "numbers.jsonl").write_text(lines)
+    prepare(
+        [tmp_path / "numbers.jsonl"],
+        tmp_path / "shards",
+        valid_share=0.1,
+        test_share=0.1,
+        duplicates="keep",
+        say=lambda x: None,
+    )
+    train(["builtin:code"], tmp_path / "tokenizer.json", kind="bpe", vocab_size=300, special_tokens=["<|endoftext|>"])
+    return {
+        ("sources", "shards"): {"path": str(tmp_path / "shards")},
+        ("tokenizers", "file"): {"path": str(tmp_path / "tokenizer.json")},
+    }
+
+
 @pytest.mark.parametrize(("room", "name"), [(r, n) for r, n in PARTS if r in PROMISES])
-def test_it_keeps_its_room_s_promise(room, name):
-    assert isinstance(rooms()[room].build(name), PROMISES[room])
+def test_it_keeps_its_room_s_promise(room, name, needed):
+    assert isinstance(rooms()[room].build({"kind": name, **needed.get((room, name), {})}), PROMISES[room])
 
 
 @pytest.mark.parametrize("name", _of("sources"))
-def test_a_source_or_corpus_repeats_itself_by_address(name):
-    first, second = (rooms()["sources"].build(name, shared={"seq_len": 80}) for _ in range(2))
+def test_a_source_or_corpus_repeats_itself_by_address(name, needed):
+    spec = {"kind": name, **needed.get(("sources", name), {})}
+    first, second = (rooms()["sources"].build(spec, shared={"seq_len": 80}) for _ in range(2))
+    if isinstance(first, Prepared):
+        first, second = (s.store(rooms()["tokenizers"].build(s.tokenizer_spec())) for s in (first, second))
+        assert isinstance(first, TokenStore) and isinstance(first, Corpus)
+        np.testing.assert_array_equal(first.tokens("train", 5, 900), second.tokens("train", 5, 900))
     assert first.fingerprint() == second.fingerprint()
     if isinstance(first, Corpus) and not isinstance(first, Source):
         assert [d.id for d in first.documents("test")] == [d.id for d in second.documents("test")]
@@ -91,8 +131,12 @@ def test_a_schedule_lies_between_zero_and_one(name):
 @pytest.mark.parametrize("name", _of("mixture"))
 def test_a_mixture_gives_the_same_draws_however_they_are_cut(name):
     mixture = rooms()["mixture"].build(name)
-    whole = mixture.draws(0, count=50, sizes={"a": 12}, seed=3)
-    assert whole == [d for s in range(0, 50, 7) for d in mixture.draws(s, count=min(7, 50 - s), sizes={"a": 12}, seed=3)]
+    sizes = {"a": 12, "b": 30} if name in MIXED else {"a": 12}
+    if name in MIXED:
+        mixture = mixture.resolved({n: {"bytes": 10.0 * size} for n, size in sizes.items()})
+    whole = mixture.draws(0, count=50, sizes=sizes, seed=3)
+    assert whole == [d for s in range(0, 50, 7) for d in mixture.draws(s, count=min(7, 50 - s), sizes=sizes, seed=3)]
+    assert mixture.wants is None or isinstance(mixture.wants[0], str)
 
 
 @pytest.mark.parametrize("name", _of("optimizers"))
@@ -127,6 +171,7 @@ def _variants():
         "mixture": "streams.text.mixture",
     }
     out = [(r, n, {paths[r]: n}) for r, n in PARTS if r in paths]
+    out += [("sources", n, {"streams.text.source": n}) for n in _of("sources") if n == "shards"]
     out += [("views", n, {"streams.text.views": [*([] if n == "next_token" else [n]), "next_token"]}) for n in _of("views")]
     out += [("objectives", n, {"stages.text.objective": [n]}) for n in _of("objectives")]
     out += [("layers", n, {"model.layers": {"linear": n}}) for n in _of("layers")]
@@ -134,8 +179,12 @@ def _variants():
 
 
 @pytest.mark.parametrize(("room", "name", "sets"), _variants(), ids=lambda x: x if isinstance(x, str) else "")
-def test_stopping_and_going_on_is_exact_with_every_part(room, name, sets, recipe, tmp_path, monkeypatch):
+def test_stopping_and_going_on_is_exact_with_every_part(room, name, sets, recipe, tmp_path, monkeypatch, needed):
     """2N steps equal N steps, a stop and N steps, bit for bit."""
+    if (room, name) in needed:
+        sets = {path: {"kind": name, **needed[room, name]} for path in sets}
+    if name == "integers":
+        sets |= {"streams.text.source.path": str(tmp_path / "numbers.jsonl"), "evaluate.samples": ["1 2"]}
     from seedbed.core.errors import InterruptedRunError
     from seedbed.experiments import run as module
     from seedbed.experiments.run import create, execute

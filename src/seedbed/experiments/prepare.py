@@ -57,6 +57,7 @@ WORK = ".work"
 UNIT_BYTES = 2**24  # small files go together up to this size; a larger plain .jsonl is cut into ranges of about this size
 _BATCH_BYTES, _BATCH_DOCUMENTS = 2**20, 1024  # tokenized at one time
 _BLOCK_TOKENS = 2**22  # copied at one time while sealing
+_NUMBERED = {"integers": "vocab"}  # tokenizers that are given as KIND:NUMBER, and the setting that the number is
 _LOSSLESS_CHECKED = 20  # documents a unit whose ids are decoded again
 
 
@@ -108,13 +109,13 @@ class Preparation:
     @cached_property
     def tokenizer_part(self) -> dict[str, Any]:
         """Return the tokenizer as a recipe names it."""
-        if self.tokenizer == "bytes":
-            return {"kind": "bytes"}
-        kind, colon, vocabulary = self.tokenizer.partition(":")
-        if kind == "integers" and colon:
-            if not vocabulary.isdigit():
-                raise ConfigError(f"--tokenizer integers:VOCABULARY needs a whole number, got {self.tokenizer!r}")
-            return {"kind": "integers", "vocab": int(vocabulary)}
+        kind, colon, number = self.tokenizer.partition(":")
+        if kind in _NUMBERED and colon:
+            if not number.isdigit():
+                raise ConfigError(f"--tokenizer {kind}:NUMBER needs a whole number, got {self.tokenizer!r}")
+            return {"kind": kind, _NUMBERED[kind]: int(number)}
+        if self.tokenizer in tokenizers.parts and not Path(self.tokenizer).exists():
+            return {"kind": self.tokenizer}
         if not Path(self.tokenizer).exists():
             raise DataError(
                 f"there is no tokenizer {self.tokenizer!r}; give bytes, integers:VOCABULARY, or the path of a "
@@ -634,7 +635,7 @@ def _shown(p: Preparation) -> dict[str, Any]:
     facts = asdict(p)
     for name in ("paths", "against", "decontaminate"):
         facts[name] = [x if ":" in x.split("/")[0] else Path(x).name for x in facts[name]]
-    facts["tokenizer"] = p.tokenizer if p.tokenizer_part["kind"] != "file" else Path(p.tokenizer).name
+    facts["tokenizer"] = Path(p.tokenizer).name if "path" in p.tokenizer_part else p.tokenizer
     return facts
 
 

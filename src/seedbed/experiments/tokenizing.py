@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seedbed import tokenizers
+from seedbed.core.errors import RefusedError
 from seedbed.core.records import Document
 from seedbed.experiments.prepare import Preparation, documents_of
 from seedbed.tokenizers.training import check_tokenizer, save_tokenizer, train_tokenizer
@@ -25,6 +26,8 @@ def train(
 
     Raises RefusedError if `out` exists.
     """
+    if Path(out).is_file():
+        raise RefusedError(f"{out} exists already and nothing is overwritten; give another --out")
     texts = (d.text for d in _documents(paths, text_key=text_key, meta={}))
     made = train_tokenizer(texts, kind=kind, vocab_size=vocab_size, special_tokens=special_tokens)  # type: ignore[arg-type]
     save_tokenizer(made, Path(out), boundary=special_tokens[0])

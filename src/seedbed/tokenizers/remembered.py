@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Int32
 
 _MOST_BYTES = 2**26  # remembered text; beyond that all is forgotten (ids stay the same)
+_FIRST_BYTES = 2**14
 _UNKNOWN = -1
 
 
@@ -40,7 +41,18 @@ class Remembered:
         self._forget()
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "T"]]:
-        raw = [text.encode() for text in texts]
+        found: list[np.ndarray] = []
+        some: list[bytes] = []
+        size = 0
+        for raw in (text.encode() for text in texts):
+            some.append(raw)
+            size += len(raw)
+            if size > max(_FIRST_BYTES, len(self._text)):  # a young memory takes little at a time: soon most is known
+                found += self._encoded(some)
+                some, size = [], 0
+        return found + self._encoded(some) if some else found
+
+    def _encoded(self, raw: list[bytes]) -> list[np.ndarray]:
         text_B = np.frombuffer(b"".join(raw), np.uint8)
         ends_N = np.cumsum([len(x) for x in raw], dtype=np.int64)
         if len(self._text) > _MOST_BYTES:
@@ -48,7 +60,7 @@ class Remembered:
         while True:
             ids_T, ends_of_ids_N, unknown = _looked_up(text_B, ends_N, *self._memory())
             if not len(unknown):
-                return np.split(ids_T, ends_of_ids_N[:-1]) if texts else []
+                return np.split(ids_T, ends_of_ids_N[:-1])
             self._learn(list({text_B[a:b].tobytes() for a, b in unknown.tolist()}))
 
     def _forget(self) -> None:
