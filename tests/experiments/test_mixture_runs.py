@@ -1,0 +1,284 @@
+"""Runs over several sources: what is drawn, recorded, evaluated and told, also when they are stopped, killed or changed on
+the way."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from seedbed.core.errors import ConfigError, DataError, InterruptedRunError, RefusedError
+from seedbed.experiments import commands
+from seedbed.experiments import run as module
+from seedbed.experiments.feedback import FILE, read_feedback
+from seedbed.experiments.inspection import as_text, inspect
+from seedbed.experiments.prepare import prepare
+from seedbed.experiments.recipe import load
+from seedbed.experiments.run import create, execute, finished
+from tests.experiments.test_run import _metrics
+
+MIXED = """
+name: mixed
+model: {kind: decoder, num_layers: 1, d_model: 16, num_heads: 2}
+streams:
+  text:
+    sources:
+      apples: {kind: text, path: "PLACE/apples.txt", section_bytes: 300, valid_share: 0.1, test_share: 0.1}
+      numbers: {kind: text, path: "PLACE/numbers.txt", section_bytes: 300, valid_share: 0.1, test_share: 0.1}
+    tokenizer: bytes
+    mixture: {kind: weighted, weights: {apples: 3, numbers: 1}, window: 8}
+    seq_len: 32
+    batch_size: 4
+stages:
+  - {name: text, stream: text, budget: {steps: 16}, evaluations: 2, evaluate_at: [3]}
+evaluate: {main: numbers, valid_bytes: 600, samples: ["a"], sample_tokens: 4}
+checkpoint_every: 5
+"""
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    (tmp_path / "apples.txt").write_text("".join(f"The {n}th basket holds {n * 7 % 13} apples.\n\n" for n in range(300)))
+    (tmp_path / "numbers.txt").write_text("".join(f"{n} and {n + 1} are {2 * n + 1}\n\n" for n in range(500)))
+    file = tmp_path / "mixed.yaml"
+    file.write_text(MIXED.replace("PLACE", str(tmp_path)))
+    return file
+
+
+BY_LOSS = {
+    "streams.text.mixture": {
+        "kind": "by_loss",
+        "weights": {"apples": 1.0, "numbers": 1.0},
+        "window": 8,
+        "every": 16,
+        "eta": 2.0,
+    }
+}
+
+
+def _run(recipe, out, sets=None):
+    return commands.run(recipe, out=out, sets=sets or {}, threads=1, say=lambda line: None).folder
+
+
+def _stopped(recipe, folder, monkeypatch, *, after, sets=None):
+    create(load(recipe, sets=sets).plan(arm="run", seed=0, threads=1), folder, recipe_text="x")
+    calls = iter(range(1, 100))
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+        patch.setattr(module._Signals, "stopped", lambda self: next(calls) == after)
+        execute(folder, say=lambda line: None)
+    return folder
+
+
+def _same(one, other):
+    assert _metrics(one) == _metrics(other)
+    weights = [(f / "checkpoints/final/model.safetensors").read_bytes() for f in (one, other)]
+    assert weights[0] == weights[1]
+    assert finished(one)["test"] == finished(other)["test"] and finished(one)["mixture"] == finished(other)["mixture"]
+
+
+def test_the_ledger_tells_tokens_epochs_repeats_and_shares_of_every_source(mixed, tmp_path):
+    final = finished(_run(mixed, tmp_path / "run"))
+    assert final["ledger"]["text"]["tokens"] == {"apples": 48 * 32, "numbers": 16 * 32}, "64 rows at 3 to 1, exactly"
+    apples = final["mixture"]["text"]["apples"]
+    assert (apples["rows"], apples["wanted_share"], apples["achieved_share"]) == (48, 0.75, 0.75)
+    few = finished(_run(mixed, tmp_path / "again", {"stages.text.budget": {"steps": 200}}))["mixture"]["text"]["numbers"]
+    size = few["rows"] / few["epochs"]
+    assert few["epochs"] == 200 / size and few["repeated_rows"] == max(0, 200 - round(size))
+    assert "share wanted" in (tmp_path / "run/report.html").read_text()
+
+
+def test_every_held_out_set_is_read_and_the_main_one_is_the_metric(mixed, tmp_path):
+    folder = _run(mixed, tmp_path / "run")
+    final = finished(folder)
+    assert final["main"] == "numbers" and list(final["held_out"]) == ["numbers", "apples"]
+    assert final["test"] == final["held_out"]["numbers"]
+    items = [json.loads(x) for x in (folder / "items.jsonl").read_text().splitlines()]
+    for name, numbers in final["held_out"].items():
+        assert sum(i["values"]["bytes"] for i in items if i["group"] == name) == numbers["bytes"]
+    evaluated = [x for x in _metrics(folder) if "valid" in x]
+    assert [x["step"] for x in evaluated] == [3, 8, 16], "every eighth step, and the third as asked"
+    assert all(
+        set(x["valid"]) == {"numbers", "apples"} and x["valid_loss_nats"] == x["valid"]["numbers"]["loss_nats"]
+        for x in evaluated
+    )
+
+
+def test_held_out_sets_may_be_other_corpora_than_those_trained_on(mixed, tmp_path):
+    sets = {
+        "evaluate.sets": {"code": {"kind": "text", "path": "builtin:code"}},
+        "evaluate.main": "code",
+        "evaluate.test_bytes": 2000,
+    }
+    final = finished(_run(mixed, tmp_path / "run", sets))
+    items = [json.loads(x) for x in (tmp_path / "run/items.jsonl").read_text().splitlines()]
+    assert "held_out" not in final and final["test"]["bytes"] == sum(i["values"]["bytes"] for i in items)
+    assert all(i["id"].startswith("code.jsonl.gz:") for i in items)
+
+
+@pytest.mark.parametrize(
+    ("sets", "error", "message"),
+    [
+        ({"evaluate.main": "prose"}, ConfigError, "evaluate.main: no held-out set 'prose'"),
+        (
+            {"evaluate.main": None},
+            ConfigError,
+            "evaluate.main: name the held-out set that the metric reads, one of: apples, numbers",
+        ),
+        ({"streams.text.mixture": "epochs"}, ConfigError, "streams.text.mixture: 2 sources need a mixture that weighs them"),
+        (
+            {"streams.text.mixture.weights": {"apples": 1.0}},
+            ConfigError,
+            "streams.text.mixture: the mixture gives no weight to numbers",
+        ),
+        ({"streams.text.mixture.weights": {"apple": 1.0}}, ConfigError, "did you mean 'apples'"),
+        (
+            {"streams.text.sources.more": {"kind": "nca", "states": 2, "grid": 4}},
+            ConfigError,
+            "the source 'more' gives tokens already",
+        ),
+        ({"streams.text.source": "text"}, ConfigError, "a stream has one `source`, or several under `sources`"),
+        ({"evaluate.sets": {"x": "nca"}, "evaluate.main": "x"}, ConfigError, "held-out sets are text or shards"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_its_path(mixed, tmp_path, sets, error, message):
+    with pytest.raises(error, match=message):
+        _run(mixed, tmp_path / "run", sets)
+
+
+@pytest.mark.parametrize("after", [1, 4, 7, 8, 15])
+@pytest.mark.parametrize("sets", [{}, BY_LOSS], ids=["weighted", "by_loss"])
+def test_stopping_and_going_on_is_exact(mixed, tmp_path, monkeypatch, after, sets):
+    whole = _run(mixed, tmp_path / "whole", sets)
+    folder = _stopped(mixed, tmp_path / "halves", monkeypatch, after=after, sets=sets)
+    commands.resume(folder, say=lambda line: None)
+    _same(whole, folder)
+    assert read_feedback(whole) == read_feedback(folder)
+
+
+def test_feedback_is_on_disk_with_its_position_before_a_row_behind_it_is_drawn(mixed, tmp_path, monkeypatch):
+    seen = []
+    real = module.Feedback.record
+
+    def watched(self, stream, measurement):
+        real(self, stream, measurement)
+        seen.append((measurement.position, read_feedback(tmp_path / "run")[-1][1] == measurement))
+
+    monkeypatch.setattr(module.Feedback, "record", watched)
+    folder = _run(mixed, tmp_path / "run", BY_LOSS)
+    assert seen == [(16, True), (32, True), (48, True)], "64 rows: three decisions inside, none after the last row"
+    measured = [m for _, m in read_feedback(folder)]
+    assert [m.step for m in measured] == [4, 8, 12] and all(set(m.values) == {"apples", "numbers"} for m in measured)
+    shares = finished(folder)["mixture"]["text"]
+    harder = max(measured[-1].values, key=measured[-1].values.get)
+    assert shares[harder]["achieved_share"] > 0.5, "what is learned worse was shown more"
+
+
+def test_a_feedback_file_that_lost_lines_is_refused(mixed, tmp_path, monkeypatch):
+    folder = _stopped(mixed, tmp_path / "run", monkeypatch, after=10, sets=BY_LOSS)
+    (folder / FILE).write_text((folder / FILE).read_text().splitlines(keepends=True)[0])
+    with pytest.raises(RefusedError, match="lacks 1 of the 2 measurements"):
+        commands.resume(folder, say=lambda line: None)
+
+
+def test_changed_weights_hold_from_the_next_window_and_survive_a_kill(mixed, tmp_path, monkeypatch):
+    change = {"text": {"apples": 0.0, "numbers": 1.0}}
+    folders = []
+    for name, stops in (("once", [7]), ("twice", [7, 5])):
+        folder = _stopped(mixed, tmp_path / name, monkeypatch, after=stops[0])
+        if len(stops) == 1:
+            commands.resume(folder, say=lambda line: None, weights=change)
+        else:
+            commands.change_weights(folder, change)
+            calls = iter(range(1, 100))
+            with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+                patch.setattr(module._Signals, "stopped", lambda self, calls=calls, n=stops[1]: next(calls) == n)
+                execute(folder, say=lambda line: None)
+            commands.resume(folder, say=lambda line: None)
+        folders.append(folder)
+    _same(*folders)
+    tokens = finished(folders[0])["ledger"]["text"]["tokens"]
+    assert tokens == {"apples": 24 * 32, "numbers": (8 + 32) * 32}, (
+        "row 28 lies in the fourth window: from row 32 on numbers only"
+    )
+    shown = [r for step in range(1, 17) for r in inspect(folders[0], step=step).rows]
+    for source in ("apples", "numbers"):
+        addresses = [(r.epoch, r.index) for r in shown if r.source == source]
+        assert len(set(addresses)) == len(addresses), "no row twice"
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        ({"txt": {"apples": 1.0, "numbers": 1.0}}, ConfigError, "did you mean 'text'"),
+        ({"text": {"apples": 1.0}}, ConfigError, "need one number, 0 or more, for each of: apples, numbers"),
+        ({"text": {"apples": 0.0, "numbers": 0.0}}, ConfigError, "one number, 0 or more"),
+    ],
+)
+def test_wrong_weights_change_nothing(mixed, tmp_path, monkeypatch, weights, error, message):
+    folder = _stopped(mixed, tmp_path / "run", monkeypatch, after=3)
+    with pytest.raises(error, match=message):
+        commands.resume(folder, say=lambda line: None, weights=weights)
+    assert not (folder / FILE).exists()
+    commands.resume(folder, say=lambda line: None)
+    with pytest.raises(RefusedError, match="has ended"):
+        commands.resume(folder, say=lambda line: None, weights={"text": {"apples": 1.0, "numbers": 1.0}})
+
+
+def test_inspect_shows_before_the_run_what_the_run_will_see(mixed, tmp_path, monkeypatch):
+    before = inspect(mixed, step=6)
+    rows = []
+    real = module.train
+
+    def watched(stage, **given):
+        rows.extend(stage.stream.rows(20, count=4, seed=0))
+        real(stage, **given)
+
+    monkeypatch.setattr(module, "train", watched)
+    folder = _run(mixed, tmp_path / "run")
+    assert asdict(inspect(folder, step=6)) == asdict(before)
+    assert [r.tokens for r in before.rows] == [r.tokens_T.tolist() for r in rows]
+    assert [r.position for r in before.rows] == [20, 21, 22, 23]
+    first = before.rows[0]
+    assert first.documents and all(d.id.startswith(("apples.txt", "numbers.txt")) for d in first.documents)
+    assert sum(d.tokens for d in first.documents) == 32 and first.asked == 32
+    assert "document " in as_text(before) and "epoch 0" in as_text(before)
+    with pytest.raises(ConfigError, match="the run has 16 steps, there is no step 17"):
+        inspect(mixed, step=17)
+
+
+def test_inspect_says_when_rows_are_not_decided_yet(mixed, tmp_path):
+    assert len(inspect(mixed, step=4, sets=BY_LOSS).rows) == 4
+    with pytest.raises(DataError, match="step 5 follows a measurement at row 16 of stream text, which is not recorded"):
+        inspect(mixed, step=5, sets=BY_LOSS)
+    folder = _run(mixed, tmp_path / "run", BY_LOSS)
+    assert len(inspect(folder, step=5).rows) == 4
+
+
+def test_prepared_shards_train_like_the_text_that_they_were_made_of(mixed, tmp_path):
+    """Same documents, same sides, same tokenizer: the same losses to the bit, whether text is read on the way or was
+    prepared."""
+    specs = {"text": {}, "shards": {}}
+    for name, every in (("apples", 7), ("numbers", 3)):
+        lines = [{"text": f"{n}: {n * every % 11} of {name}, and {n % every} more\n"} for n in range(200)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        prepare([tmp_path / f"{name}.jsonl"], tmp_path / name, valid_share=0.1, test_share=0.1, say=lambda x: None)
+        read = {"kind": "text", "path": str(tmp_path / f"{name}.jsonl"), "valid_share": 0.1, "test_share": 0.1}
+        specs["text"][f"streams.text.sources.{name}"] = read
+        specs["shards"][f"streams.text.sources.{name}"] = {"kind": "shards", "path": str(tmp_path / name)}
+    folders = [_run(mixed, tmp_path / f"{kind}-run", sets) for kind, sets in specs.items()]
+    own = _run(mixed, tmp_path / "own-run", {**specs["shards"], "streams.text.tokenizer": None})
+    for folder in (folders[1], own):
+        _same(folders[0], folder)
+        assert finished(folders[0])["held_out"] == finished(folder)["held_out"]
+
+
+def test_a_prepared_folder_takes_the_place_of_a_corpus(recipe, corpus, tmp_path):
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    for n, part in enumerate(corpus.read_text().split("\n\n")):
+        (parts / f"{n:03d}.txt").write_text(part)
+    prepare([parts], tmp_path / "shards", valid_share=0.1, test_share=0.1, say=lambda x: None)
+    final = commands.run(recipe, out=tmp_path / "run", corpus=str(tmp_path / "shards"), threads=1, say=lambda line: None).final
+    assert final["ledger"]["text"]["tokens"] == {"shards": 8 * 128}
+    prepare([parts], tmp_path / "train-only", valid_share=0.0, test_share=0.0, say=lambda x: None)
+    with pytest.raises(DataError, match="the held-out set 'shards' has no document in its valid part"):
+        commands.run(recipe, out=tmp_path / "other", corpus=str(tmp_path / "train-only"), threads=1, say=lambda line: None)
