@@ -56,6 +56,11 @@ def test_version_and_help():
         "report",
         "eval",
         "sample",
+        "prepare",
+        "tokenizer",
+        "inspect",
+        "column",
+        "order",
         "list",
         "explain",
         "validate",
@@ -93,6 +98,19 @@ def test_version_and_help():
         (3, ["report", "."], "neither comparison.json nor final.json"),
         (3, ["nca", "check", "none.npz"], "cannot read none.npz"),
         (3, ["compare", "--check", "."], "no comparison.json"),
+        (3, ["prepare", "nowhere", "--out", "out"], "nothing is found at nowhere"),
+        (2, ["prepare", "builtin:code"], "Missing option"),
+        (2, ["prepare", "builtin:code", "--out", "out", "--on-error", "ignore"], "is not one of"),
+        (2, ["prepare", "builtin:code", "--out", "out", "--meta", "language"], "--meta takes NAME=KEY"),
+        (3, ["prepare", "builtin:code", "--out", "out", "--tokenizer", "mine.json"], "there is no tokenizer 'mine.json'"),
+        (3, ["validate", "."], "holds no manifest.json"),
+        (2, ["tokenizer", "train", "builtin:code", "--out", "t.json", "--kind", "bpf"], "did you mean 'bpe'"),
+        (2, ["tokenizer", "train", "builtin:code", "--out", "t.json", "--vocab-size", "100"], "set vocab_size to at least 257"),
+        (3, ["tokenizer", "check", "none.json", "builtin:code"], "there is no tokenizer"),
+        (2, ["inspect", "domain-mixture", "--step", "4711"], "there is no step 4711"),
+        (2, ["inspect", "domain-mixtur", "--step", "1"], "did you mean 'domain-mixture'"),
+        (2, ["column", ".", "score"], "one of --file FILE and --near-duplicates"),
+        (3, ["order", ".", "best", "--by", "score"], "holds no manifest.json"),
     ],
     ids=lambda x: " ".join(map(str, x)) if isinstance(x, list) else None,
 )
@@ -209,3 +227,48 @@ def test_a_whole_session(recipe, corpus, tmp_path):
     assert "done" in _seedbed("list", "runs", "--folder", ".", cwd=tmp_path).stdout
     assert "page: s/report.html" in _seedbed("report", "s", cwd=tmp_path).stdout
     _fails(4, "compare", recipe, "--out", "s", "--set", "stages.text.clip_norm=0.1", cwd=tmp_path, saying="holds another study")
+
+
+def test_from_a_folder_to_shards_a_column_an_order_and_a_look(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for n in range(30):
+        (tmp_path / "mine" / f"{n:02d}.txt").write_text(f"Letter {n}: " + "dear friend, " * n)
+    (tmp_path / "mine" / "bad.txt").write_bytes(b"\xff")
+    _fails(
+        3, "prepare", "mine", "--out", "out", cwd=tmp_path, saying=("mine/bad.txt, line 1, byte 0: the value 0xff is not UTF-8")
+    )
+    done = _seedbed("prepare", "mine", "--out", "shards", "--on-error", "skip", "--valid-share", "0.2", "--json", cwd=tmp_path)
+    manifest = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == 0 and manifest["documents"] == 30 and manifest["dropped"] == {"invalid UTF-8": 1}
+    _fails(4, "prepare", "mine", "--out", "shards", cwd=tmp_path, saying="holds a finished preparation")
+    assert "is whole: " in _seedbed("validate", "shards", cwd=tmp_path).stdout
+    ids = [json.loads(x)["id"] for f in (tmp_path / "shards").glob("*-0*.jsonl") for x in f.read_text().splitlines()]
+    (tmp_path / "scores.jsonl").write_text(
+        "".join(json.dumps({"id": i, "value": -n}) + "\n" for n, i in enumerate(sorted(ids)))
+    )
+    assert _seedbed("column", "shards", "score", "--file", "scores.jsonl", cwd=tmp_path).returncode == 0
+    assert _seedbed("order", "shards", "last-first", "--by", "score", cwd=tmp_path).returncode == 0
+    source = "streams.text.source={kind: shards, path: shards, order: last-first, columns: [score]}"
+    options = ["--scale", "smoke", "--set", source, "--set", "streams.text.tokenizer=null"]
+    done = _seedbed("inspect", "nca-text", "--step", "2", "--row", "1", "--json", *options, cwd=tmp_path)
+    (row,) = json.loads(done.stdout)["rows"]
+    assert row["source"] == "shards" and row["documents"][0]["meta"]["score"] <= 0
+    file = tmp_path / "shards/train-00000.bin"
+    raw = bytearray(file.read_bytes())
+    raw[9] ^= 4
+    file.write_bytes(raw)
+    _fails(3, "validate", "shards", cwd=tmp_path, saying="train-00000.bin was altered")
+    _fails(3, "inspect", "nca-text", "--step", "2", *options, cwd=tmp_path, saying="train-00000.bin was altered")
+
+
+def test_a_tokenizer_is_trained_checked_and_kept_with_the_shards(tmp_path):
+    done = _seedbed("tokenizer", "train", "builtin:code", "--out", "t.json", "--vocab-size", "400", "--json", cwd=tmp_path)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == 0 and found["vocab_size"] == 400 and found["lossless_documents"] == found["documents"]
+    _fails(4, "tokenizer", "train", "builtin:code", "--out", "t.json", cwd=tmp_path, saying="exists already")
+    assert _seedbed("tokenizer", "check", "bytes", "builtin:code", cwd=tmp_path).returncode == 0
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"def f{n}(): return {n}"}) + "\n" for n in range(9)))
+    assert _seedbed("prepare", "a.jsonl", "--out", "shards", "--tokenizer", "t.json", cwd=tmp_path).returncode == 0
+    (tmp_path / "t.json").unlink()
+    assert "is whole" in _seedbed("validate", "shards", cwd=tmp_path).stdout, "the folder holds the tokenizer itself"
+    assert (tmp_path / "shards/tokenizer.json").is_file()

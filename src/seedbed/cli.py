@@ -99,7 +99,8 @@ def entry() -> None:
         _complain(str(e))
         code = e.exit_code
     except typer.TyperException as e:  # usage errors of the parser
-        _complain(f"{getattr(e, 'message', e)}; `seedbed COMMAND --help` shows what is allowed")
+        said = e.format_message() if hasattr(e, "format_message") else str(e)
+        _complain(f"{said.rstrip('.')}; `seedbed COMMAND --help` shows what is allowed".replace("\n", " "))
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted")

@@ -120,6 +120,10 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
     streams = {spec.stream: plan.streams[spec.stream] for spec in plan.stages}
     built = {name: build_stream(name, spec, device=machine.device) for name, spec in streams.items()}
     data = {name: b.fingerprint() for name, b in built.items()}
+    for b in built.values():
+        for source, used in _packing_facts(b).items():
+            if max(used["padding_share"], used["cropped_share"]) >= 0.001:
+                log(f"packing {source}: {used['padding_share']:.2%} padding, {used['cropped_share']:.2%} of the tokens left out")
     if state and state["data"] != data:
         changed = ", ".join(name for name in data if state["data"].get(name) != data[name])
         raise RefusedError(
@@ -249,6 +253,7 @@ def _finish(
         "ledger": ledger.to_json(),
         "data": {name: b.fingerprint() for name, b in built.items()},
         "mixture": _mixture_facts(plan, built, ledger),
+        "packing": {name: _packing_facts(b) for name, b in built.items() if b.corpora},
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameters_without_embeddings": sum(
             p.numel() for n, p in model.named_parameters() if model.roles[n].part not in ("embedding", "head")
@@ -309,6 +314,11 @@ def _require_held_out(documents: Mapping[str, list[Document]], *, part: str) -> 
             f"larger {part}_share, or name "
             "other sets under evaluate.sets"
         )
+
+
+def _packing_facts(built: BuiltStream) -> dict[str, Any]:
+    """What packing left unused or left out of every source's training part: padding and cropped tokens."""
+    return {name: source.report("train") for name, source in built.stream.sources.items() if hasattr(source, "report")}
 
 
 def _mixture_facts(plan: RunPlan, built: Mapping[str, BuiltStream], ledger: Ledger) -> dict[str, Any]:
