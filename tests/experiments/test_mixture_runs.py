@@ -175,8 +175,37 @@ def test_feedback_is_on_disk_with_its_position_before_a_row_behind_it_is_drawn(m
 def test_a_feedback_file_that_lost_lines_is_refused(mixed, tmp_path, monkeypatch):
     folder = _stopped(mixed, tmp_path / "run", monkeypatch, after=10, sets=BY_LOSS)
     (folder / FILE).write_text((folder / FILE).read_text().splitlines(keepends=True)[0])
-    with pytest.raises(RefusedError, match="lacks 1 of the 2 measurements"):
+    with pytest.raises(RefusedError, match="is not what the checkpoint was made with"):
         commands.resume(folder, say=lambda line: None)
+
+
+def test_an_altered_measurement_is_refused(mixed, tmp_path, monkeypatch):
+    folder = _stopped(mixed, tmp_path / "run", monkeypatch, after=10, sets=BY_LOSS)
+    lines = (folder / FILE).read_text().splitlines(keepends=True)
+    facts = json.loads(lines[0])
+    facts["values"]["apples"] += 1e-9
+    (folder / FILE).write_text(json.dumps(facts) + "\n" + lines[1])
+    with pytest.raises(RefusedError, match="is not what the checkpoint was made with"):
+        commands.resume(folder, say=lambda line: None)
+
+
+def test_a_line_that_a_kill_cut_off_does_not_spoil_a_change_of_weights(mixed, tmp_path, monkeypatch):
+    folder = _stopped(mixed, tmp_path / "run", monkeypatch, after=10, sets=BY_LOSS)
+    with (folder / FILE).open("a") as file:
+        file.write('{"stream": "text", "st')
+    commands.resume(folder, say=lambda line: None, weights={"text": {"apples": 1.0, "numbers": 3.0}})
+    assert [m.name for _, m in read_feedback(folder)] == ["loss_nats", "loss_nats", "weights", "loss_nats"]
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [{"streams.text.sources.numbers.test_share": 1e-9}, {"evaluate.sets": {"numbers": {"kind": "text", "path": "nowhere"}}}],
+)
+def test_held_out_text_that_is_not_there_is_found_before_anything_is_trained(mixed, tmp_path, sets):
+    (tmp_path / "numbers.txt").write_text("one\n\n" * 3)
+    with pytest.raises(DataError):
+        _run(mixed, tmp_path / "run", sets)
+    assert not (tmp_path / "run").exists()
 
 
 def test_changed_weights_hold_from_the_next_window_and_survive_a_kill(mixed, tmp_path, monkeypatch):
@@ -209,8 +238,10 @@ def test_changed_weights_hold_from_the_next_window_and_survive_a_kill(mixed, tmp
     ("weights", "error", "message"),
     [
         ({"txt": {"apples": 1.0, "numbers": 1.0}}, ConfigError, "did you mean 'text'"),
-        ({"text": {"apples": 1.0}}, ConfigError, "need one number, 0 or more, for each of: apples, numbers"),
-        ({"text": {"apples": 0.0, "numbers": 0.0}}, ConfigError, "one number, 0 or more"),
+        ({"text": {"apples": 1.0}}, ConfigError, "need one number for each of: apples, numbers"),
+        ({"text": {"apples": 0.0, "numbers": 0.0}}, ConfigError, "weights must be 0 or more, and one above 0"),
+        ({"text": {"apples": float("inf"), "numbers": 1.0}}, ConfigError, "weights must be 0 or more"),
+        ({"text": {"apples": 1.0, "numbers": 1.0}, "txt": {}}, ConfigError, "did you mean 'text'"),
     ],
 )
 def test_wrong_weights_change_nothing(mixed, tmp_path, monkeypatch, weights, error, message):

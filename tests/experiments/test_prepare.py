@@ -1,6 +1,8 @@
+import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -410,6 +412,7 @@ def test_no_space_left_loses_nothing_that_was_done(texts, tmp_path, monkeypatch)
     [
         ({"valid_share": 0.6, "test_share": 0.6}, ConfigError, "leave something to train on"),
         ({"duplicates": "some"}, ConfigError, "keep, exact or near"),
+        ({"duplicates": "keep", "against": ("x",)}, ConfigError, "against takes duplicates out"),
         ({"tokenizer": "nowhere.json"}, DataError, "there is no tokenizer 'nowhere.json'"),
         ({"tokenizer": "integers:x"}, ConfigError, "needs a whole number"),
         ({"decontaminate": ("nowhere",)}, DataError, "nothing is found at nowhere"),
@@ -481,3 +484,68 @@ def test_work_that_is_there_is_not_done_again(texts, tmp_path, monkeypatch):
     )
     _prepare(texts, tmp_path / "out")
     assert made == [n for n in range(len(work.units)) if n not in (0, 2)]
+
+
+def test_many_units_and_shards_need_few_file_descriptors(tmp_path, monkeypatch):
+    file = _lines(tmp_path / "a.jsonl", [{"text": _text(i, 20)} for i in range(200)])
+    monkeypatch.setattr(module, "UNIT_BYTES", 200)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 220, hard))
+    try:
+        m = _prepare(file, tmp_path / "out", shard_tokens=150, valid_share=0, test_share=0).manifest
+        assert len(m["shards"]) > 150
+        assert len(_all(tmp_path / "out")) == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_any_flipped_bit_of_the_manifest_is_found(texts, tmp_path):
+    _prepare(texts, tmp_path / "out")
+    file = tmp_path / "out/manifest.json"
+    raw = file.read_bytes()
+    for at in range(0, len(raw), 41):
+        for bit in (0, 3, 6):
+            harmed = bytearray(raw)
+            harmed[at] ^= 1 << bit
+            file.write_bytes(harmed)
+            with contextlib.suppress(ValueError, RecursionError):
+                if json.loads(bytes(harmed)) == json.loads(raw):
+                    continue  # white space for white space
+            with pytest.raises(DataError, match="manifest.json"):
+                open_prepared(tmp_path / "out")
+
+
+def test_a_unit_that_was_altered_before_the_seal_is_refused(texts, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "seal", lambda *given, **more: (_ for _ in ()).throw(KeyboardInterrupt))
+        _prepare(texts, tmp_path / "out")
+    (file,) = (tmp_path / "out/.work").glob("unit-*/unit.bin")
+    raw = bytearray(file.read_bytes())
+    raw[100] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(DataError, match="unit.bin was altered"):
+        _prepare(texts, tmp_path / "out")
+
+
+def test_a_text_that_the_tokenizer_cannot_take_is_named_or_skipped(tmp_path):
+    file = _lines(tmp_path / "a.jsonl", [{"text": [1, 2]}, {"text": [3, 99]}, {"text": [4]}])
+    with pytest.raises(DataError, match="a.jsonl:2: .*99"):
+        _prepare(file, tmp_path / "out", tokenizer="integers:10", valid_share=0, test_share=0)
+    m = _prepare(file, tmp_path / "skipped", tokenizer="integers:10", valid_share=0, test_share=0, on_error="skip").manifest
+    assert m["documents"] == 2 and m["dropped"] == {"not to be tokenized": 1}
+
+
+def test_an_evaluation_set_may_be_a_prepared_folder(tmp_path):
+    question = _text(5, 30)
+    _prepare(_lines(tmp_path / "eval.jsonl", [{"text": question}]), tmp_path / "eval", valid_share=0, test_share=0)
+    file = _lines(tmp_path / "a.jsonl", [{"text": f"{_text(6)} {question}"}, {"text": _text(8)}])
+    m = _prepare(file, tmp_path / "out", decontaminate=(str(tmp_path / "eval"),), valid_share=0, test_share=0).manifest
+    assert m["dropped"] == {"13-gram of an evaluation set": 1}
+
+
+def test_a_name_that_leads_out_of_the_folder_is_refused(texts, tmp_path):
+    _prepare(texts, tmp_path / "out")
+    columns.column_of_duplicates(tmp_path / "out", "cluster")
+    with pytest.raises(ConfigError, match="letters, digits"):
+        columns.order_by(tmp_path / "out", "../../escaped", column="cluster")

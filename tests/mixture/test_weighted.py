@@ -191,3 +191,34 @@ def test_eta_zero_is_the_base_mixture_exactly():
         ByLoss(weights={"a": 2, "b": 1}, window=8, every=8, eta=0.0).draws(0, count=32, sizes=sizes, seed=5, history=history)
         == plain
     )
+
+
+@given(
+    weights=st.lists(st.integers(0, 20), min_size=6, max_size=12).filter(any),
+    off=st.sets(st.integers(0, 11), min_size=1, max_size=9),
+    window=st.integers(3, 40),
+)
+@settings(max_examples=80, deadline=None)
+def test_every_window_is_full_also_when_sources_are_switched_off(weights, off, window):
+    names = [chr(97 + i) for i in range(len(weights))]
+    later = [0 if i in off else w for i, w in enumerate(weights)]
+    if not any(later):
+        return
+    history = [_change(4 * window, **dict(zip(names, map(float, later), strict=True)))]
+    mixture = Weighted(weights=dict(zip(names, map(float, weights), strict=True)), window=window)
+    drawn = mixture.draws(0, count=12 * window, sizes=dict.fromkeys(names), seed=0, history=history)
+    assert len(drawn) == 12 * window
+    assert not {d.source for d in drawn[4 * window :]} & {names[i] for i, w in enumerate(later) if not w}
+
+
+def test_windows_before_a_measurement_are_not_counted_again(monkeypatch):
+    counted = []
+    import seedbed.mixture.weighted as module
+
+    real = module.shared_out
+    monkeypatch.setattr(module, "shared_out", lambda *a, **k: (counted.append(1), real(*a, **k))[1])
+    mixture, history = ByLoss(weights={"a": 1, "b": 1}, window=4, every=4), []
+    for n in range(1, 40):
+        mixture.draws(4 * (n - 1), count=4, sizes={"a": None, "b": None}, seed=0, history=history)
+        history.append(_measured(4 * n, a=1.0 + n % 3, b=1.0))
+    assert len(counted) == 39

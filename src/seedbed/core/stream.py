@@ -32,8 +32,8 @@ class Stream:
         if self.mixture.wants is None:
             return None
         name, every = self.mixture.wants
-        known = {m.position for m in self.history if m.name == name}
-        return next((p for p in range(every, position, every) if p not in known), None)
+        last = next((m.position for m in reversed(self.history) if m.name == name), 0)  # they are recorded in order
+        return last + every if last + every < position else None
 
     def draws(self, start: int, *, count: int, seed: int, split: str = "train") -> list[Draw]:
         sizes = {name: source.size(split) for name, source in self.sources.items()}

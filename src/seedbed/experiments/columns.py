@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from seedbed import tokenizers
-from seedbed.core.errors import ConfigError, DataError
+from seedbed.core.errors import DataError
 from seedbed.curate.near_duplicates import NearDuplicates
 from seedbed.sources.columns import SPLITS, Column, read_column, write_column, write_order
 from seedbed.sources.shards import Shards, ShardStore
@@ -62,8 +62,6 @@ def order_by(folder: str | Path, name: str, *, column: str, descending: bool = F
 
 
 def _written(folder: str | Path, name: str, values: Any, *, made_by: str) -> Path:
-    if not name.replace("_", "").replace("-", "").isalnum():
-        raise ConfigError(f"a column's name is letters, digits, - and _; got {name!r}")
     store = open_prepared(folder)
     ids = {split: [i for _, some in store.records(split) for i in some] for split in SPLITS}
     return write_column(Path(folder), name, values, ids=ids, manifest=store.manifest, made_by=made_by)

@@ -16,9 +16,9 @@ from seedbed.experiments.assemble import build_model, build_stream, check_parts
 from seedbed.experiments.comparison import Comparison
 from seedbed.experiments.feedback import FILE, append
 from seedbed.experiments.recipe import RunPlan, find, load, read_plan
-from seedbed.experiments.run import RunResult, create, execute, finished
+from seedbed.experiments.run import RunResult, check_held_out, create, execute, finished
 from seedbed.experiments.study import RunStatus, resume_study
-from seedbed.mixture.weighted import CHANGED
+from seedbed.mixture.weighted import CHANGED, check_weights
 from seedbed.scorers.own_run import OwnRun
 from seedbed.sources.text import Text
 from seedbed.writers.sample import Sample
@@ -51,7 +51,7 @@ def run(recipe: str | Path, *, out: str | Path | None = None, say: Callable[[str
     plan = plan_run(recipe, **settings)
     for name, spec in plan.streams.items():
         if any(stage.stream == name for stage in plan.stages):
-            build_stream(name, spec)  # missing or bad data is found before a folder is made
+            check_held_out(plan, build_stream(name, spec))  # missing or bad data is found before a folder is made
     folder = Path(out) if out else Path("runs") / plan.name / plan.arm / f"seed-{plan.seed}"
     create(plan, folder, recipe_text=find(str(recipe)).read_text())
     return execute(folder, say=say)
@@ -89,23 +89,22 @@ def change_weights(folder: Path, weights: Mapping[str, Mapping[str, float]]) -> 
     plan = read_plan(folder)
     if finished(folder) is not None:
         raise RefusedError(f"the run in {folder} has ended; its weights can no longer be changed")
-    last = latest(folder / "checkpoints")
-    counters: dict[str, Any] = read_state(last)["counters"] if last else {"run_step": 0, "positions": {}}
     for name, values in weights.items():
         if name not in plan.streams:
             raise ConfigError(f"no stream {name!r}; {nearest(name, plan.streams)}")
         stream = build_stream(name, plan.streams[name]).stream
         if not hasattr(stream.mixture, "wanted"):
             raise ConfigError(f"the mixture of stream {name} has no weights to change; begin a run with `mixture: weighted`")
-        if set(values) != set(stream.sources) or not all(v >= 0 for v in values.values()) or not sum(values.values()) > 0:
+        if set(values) != set(stream.sources):
             raise ConfigError(
-                f"weights of stream {name} need one number, 0 or more, for each of: "
-                f"{', '.join(stream.sources)}; got {dict(values)}"
+                f"weights of stream {name} need one number for each of: {', '.join(stream.sources)}; got {dict(values)}"
             )
-        with locked(folder):
-            change = Measurement(
-                step=counters["run_step"], position=counters["positions"].get(name, 0), name=CHANGED, values=dict(values)
-            )
+        check_weights(values)
+    with locked(folder):
+        last = latest(folder / "checkpoints")
+        at: dict[str, Any] = read_state(last)["counters"] if last else {"run_step": 0, "positions": {}}
+        for name, values in weights.items():
+            change = Measurement(step=at["run_step"], position=at["positions"].get(name, 0), name=CHANGED, values=dict(values))
             append(folder / FILE, name, change)
 
 

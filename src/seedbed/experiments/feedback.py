@@ -6,8 +6,9 @@ a user changed between two sittings stay: they were set for the steps that follo
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 
 from seedbed.core.durable import write_whole
@@ -20,35 +21,43 @@ FILE = "feedback.jsonl"
 
 
 class Feedback:
-    """The measurements of a run; fills the history of its streams. `until` is the run's step in its checkpoint, `count` what
-    that knew.
+    """The measurements of a run; fills the history of its streams.
 
-    Raises RefusedError if lines that the checkpoint knew are gone.
+    `until` is the run's step in its checkpoint, `known` the fingerprint there ("" without one). Raises RefusedError if what the
+    checkpoint knew is not there any more.
     """
 
-    def __init__(self, folder: Path, streams: Mapping[str, Stream], *, until: int, count: int) -> None:
+    def __init__(self, folder: Path, streams: Mapping[str, Stream], *, until: int, known: str) -> None:
         self._file, self._streams = folder / FILE, streams
         kept = [(stream, m) for stream, m in read_feedback(folder) if m.step < until or m.name == CHANGED]
-        if len(kept) < count:
+        if known and known not in (_hash(kept[:n]) for n in range(len(kept) + 1)):
             raise RefusedError(
-                f"{self._file} lacks {count - len(kept)} of the {count} measurements that the checkpoint was "
-                "made with; put it back"
+                f"{self._file} is not what the checkpoint was made with: lines are gone or were altered; put "
+                "it back, or start a new "
+                "run with another --out"
             )
         for name, stream in streams.items():
             stream.history[:] = [m for of, m in kept if of == name]
         if self._file.is_file():
             write_whole(self._file, "".join(_line(stream, m) for stream, m in kept))
 
-    def __len__(self) -> int:
-        return sum(len(stream.history) for stream in self._streams.values())
+        self._kept = list(kept)
+
+    def fingerprint(self) -> str:
+        """Return a hash of all that was recorded, for the checkpoint."""
+        return _hash(self._kept)
 
     def record(self, stream: str, measurement: Measurement) -> None:
         """Write a measurement down, then let the stream's mixture see it."""
         append(self._file, stream, measurement)
+        self._kept.append((stream, measurement))
         self._streams[stream].history.append(measurement)
 
 
 def append(file: Path, stream: str, measurement: Measurement) -> None:
+    """Add a line, on disk when this returns; a line that a kill cut off before it is removed."""
+    if file.is_file() and file.read_bytes()[-1:] not in (b"\n", b""):
+        write_whole(file, "".join(_line(of, m) for of, m in read_feedback(file.parent)))
     with file.open("a") as opened:
         opened.write(_line(stream, measurement))
         opened.flush()
@@ -69,6 +78,10 @@ def read_feedback(folder: Path) -> list[tuple[str, Measurement]]:
             if line.endswith("\n"):
                 raise DataError(f"{file}, line {number}: {e}; put the file back, or start the run again") from None
     return found
+
+
+def _hash(lines: Sequence[tuple[str, Measurement]]) -> str:
+    return sha256("".join(_line(stream, m) for stream, m in lines).encode()).hexdigest()
 
 
 def _line(stream: str, measurement: Measurement) -> str:

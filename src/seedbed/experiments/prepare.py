@@ -4,7 +4,8 @@
 2. Units, side by side: read, cut into sections, hold against what is left out, tokenize, write. A unit is whole or absent.
 3. Seal, one after the other: leave out duplicates, give every document its side, write shards; the manifest last.
 Bytes are the same for any number of workers; after a kill, the same command goes on with the units that are not there yet.
-Memory holds one unit's batch, and for duplicates 24 bytes a document (near ones: 90 more, and 512 on disk).
+Memory holds one unit's batch, what is said of units, and for duplicates some 60 bytes a document (near ones: 90 more, and 512
+on disk).
 Letters: N documents, T tokens, P permutations.
 """
 
@@ -48,6 +49,7 @@ from seedbed.sources.shards import (
     ShardWriter,
     content_key,
     file_hash,
+    manifest_hash,
     read_manifest,
     token_dtype,
 )
@@ -99,6 +101,10 @@ class Preparation:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.section_bytes < 0:
             raise ConfigError(f"section_bytes must be 0 (whole documents) or more, got {self.section_bytes}")
+        if self.against and self.duplicates == "keep":
+            raise ConfigError(
+                "against takes duplicates out, and duplicates is keep; set it to exact or near, or leave against out"
+            )
         if not self.paths:
             raise ConfigError("prepare needs at least one PATH: a file, a folder, a glob, builtin:NAME or hub:NAME")
 
@@ -182,6 +188,7 @@ def prepare(
     preparation = Preparation(paths=tuple(map(str, paths)), **settings)
     folder = Path(out)
     if (folder / MANIFEST).exists():
+        shutil.rmtree(folder / WORK, ignore_errors=True)  # of a run that was killed after its last step
         raise RefusedError(
             f"{folder} holds a finished preparation and nothing is overwritten; give another --out, or remove it"
         )
@@ -211,15 +218,17 @@ def plan(preparation: Preparation) -> Work:
     Length(least_bytes=preparation.least_bytes, most_bytes=preparation.most_bytes)
     units: list[tuple[Piece, ...]] = []
     group: list[Piece] = []
+    grouped = 0  # bytes
     for piece in chain.from_iterable(map(pieces_of, preparation.paths)):
         alone = not piece.path or piece.stop is not None or piece.size >= UNIT_BYTES
-        if group and (alone or sum(p.size for p in group) + piece.size > UNIT_BYTES):
+        if group and (alone or grouped + piece.size > UNIT_BYTES):
             units.append(tuple(group))
-            group = []
+            group, grouped = [], 0
         if alone:
             units.append((piece,))
         else:
             group.append(piece)
+            grouped += piece.size
     if group:
         units.append(tuple(group))
     doubled = [name for name, n in Counter((p.name, p.start) for u in units for p in u).items() if n > 1]
@@ -230,7 +239,7 @@ def plan(preparation: Preparation) -> Work:
         )
     found = None
     if preparation.decontaminate:
-        texts = chain.from_iterable(evaluation_texts(path, preparation.bounds) for path in preparation.decontaminate)
+        texts = chain.from_iterable(evaluation_texts(path, preparation) for path in preparation.decontaminate)
         found = Decontaminate().index(texts)
     return Work(preparation=preparation, units=tuple(units), contamination=found)
 
@@ -251,10 +260,13 @@ def pieces_of(path: str) -> Iterator[Piece]:
         yield from (replace(whole, start=r.start, stop=r.stop, first_line=r.first_line) for r in ranges) if ranges else (whole,)
 
 
-def evaluation_texts(path: str, bounds: Bounds) -> Iterator[tuple[str, str]]:
-    """Yield (name of the set's file, text) for every text that an evaluation set holds."""
+def evaluation_texts(path: str, p: Preparation) -> Iterator[tuple[str, str]]:
+    """Yield (name of the set's file, text) for every text that an evaluation set holds: of files, all of their strings."""
+    if path.startswith("hub:") or (Path(path) / MANIFEST).is_file():
+        yield from ((path if path.startswith("hub:") else Path(path).name, d.text) for d in _other_documents(path, p))
+        return
     for file in find_files(path):
-        for _, text in read_strings(file, bounds):
+        for _, text in read_strings(file, p.bounds):
             yield file.name, text
 
 
@@ -355,7 +367,7 @@ def make_unit(folder: Path, work: Work, number: int) -> None:
                 before = writer.documents
                 documents = _kept(_read(piece, p, skip=skip if p.on_error == "skip" else None), work, length, p, dropped)
                 for batch in _batches(documents):
-                    ids = tokenizer.encode_batch([d.text for d, _ in batch])
+                    batch, ids = _encoded(batch, tokenizer, skip=skip if p.on_error == "skip" else None)
                     writer.add(*_records(batch, ids, boundary_id=tokenizer.boundary_id))
                     for (document, _), ids_T in zip(batch, ids, strict=True):
                         if checked < _LOSSLESS_CHECKED:
@@ -367,6 +379,27 @@ def make_unit(folder: Path, work: Work, number: int) -> None:
         entry = writer.close()
         facts = {"entry": entry, "dropped": dropped, "files": files, "checked": checked, "lossless": lossless}
         (place / "facts.json").write_text(json.dumps(facts))
+
+
+def _encoded(
+    batch: list[tuple[Document, int]], tokenizer: Tokenizer, *, skip: Callable[[BadInput], None] | None
+) -> tuple[list[tuple[Document, int]], list[np.ndarray]]:
+    """Return documents with their ids; one that the tokenizer cannot take is raised, or skipped, by its name."""
+    try:
+        return batch, tokenizer.encode_batch([d.text for d, _ in batch])
+    except DataError:
+        kept, ids = [], []
+    for document, rank in batch:
+        try:
+            ids.append(tokenizer.encode(document.text))
+            kept.append((document, rank))
+        except DataError as e:
+            advice = "leave the document out (--on-error skip), or take another tokenizer"
+            bad = BadInput(file=document.id, reason="not to be tokenized", problem=str(e), advice=advice)
+            if skip is None:
+                raise bad from None
+            skip(bad)
+    return kept, ids
 
 
 def _read(piece: Piece, p: Preparation, *, skip: Callable[[BadInput], None] | None) -> Iterator[Document]:
@@ -423,7 +456,7 @@ def _records(
         lines.append(json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n")
         records_N[n]["bytes"] = len(document.text.encode())
         seconds = document.meta.get("seconds", 0)
-        records_N[n]["milliseconds"] = round(1000 * seconds) if isinstance(seconds, int | float) and seconds > 0 else 0
+        records_N[n]["milliseconds"] = round(1000 * seconds) if isinstance(seconds, int | float) and 0 < seconds < 1e9 else 0
         records_N[n]["rank"] = rank
         records_N[n]["key"] = content_key(document.text)
     records_N["end"] = np.cumsum([len(x) + 1 for x in ids])
@@ -440,8 +473,7 @@ def seal(folder: Path, work: Work, *, say: Callable[[str], None]) -> Prepared:
     dtype = token_dtype(tokenizer.vocab_size)
     places = [unit_folder(folder, n) for n in range(len(work.units))]
     facts = [json.loads((place / "facts.json").read_text()) for place in places]
-    units = [Shard(place, "unit", dtype=dtype) for place in places]
-    reasons = _duplicates(folder, work, units, places)
+    reasons = _duplicates(folder, work, places)
     dropped = Counter(d["reason"] for f in facts for d in f["dropped"])
     final = folder / WORK / "shards"
     shutil.rmtree(final, ignore_errors=True)
@@ -449,7 +481,9 @@ def seal(folder: Path, work: Work, *, say: Callable[[str], None]) -> Prepared:
     writers = {split: _Rolling(final, split, dtype=dtype, most_tokens=p.shard_tokens) for split in SPLITS}
     first = 0
     with (final / "dropped.jsonl").open("w", encoding="utf-8", errors="surrogateescape") as listed:
-        for unit, f in zip(units, facts, strict=True):
+        for place, f in zip(places, facts, strict=True):
+            _refuse_damage(place, f["entry"])
+            unit = Shard(place, "unit", dtype=dtype)
             for d in f["dropped"]:
                 listed.write(json.dumps(d, ensure_ascii=False) + "\n")
             mine = reasons[first : first + len(unit.records)]
@@ -459,6 +493,8 @@ def seal(folder: Path, work: Work, *, say: Callable[[str], None]) -> Prepared:
                 listed.write(json.dumps({"id": json.loads(unit.line(n))["id"], "reason": reason}, ensure_ascii=False) + "\n")
             _copy(unit, mine == 0, writers, p)
             first += len(unit.records)
+        listed.flush()
+        os.fsync(listed.fileno())
     shards = [{"split": split, **entry} for split in SPLITS for entry in writers[split].close()]
     if not sum(e["documents"] for e in shards):
         why = ", ".join(f"{reason}: {n}" for reason, n in sorted(dropped.items())) or "the files are empty"
@@ -498,6 +534,8 @@ def seal(folder: Path, work: Work, *, say: Callable[[str], None]) -> Prepared:
         "files_beside": {name: {"size": f.stat().st_size, "sha256": file_hash(f)} for name, f in beside.items()},
         "shards": shards,
     }
+    manifest["sha256"] = manifest_hash(json.loads(json.dumps(manifest)))
+    sync_folder(final)
     for file in sorted(final.iterdir()):
         os.replace(file, folder / file.name)
     sync_folder(folder)
@@ -521,34 +559,52 @@ def seal(folder: Path, work: Work, *, say: Callable[[str], None]) -> Prepared:
 _REASONS = {1: "exact duplicate", 2: "near duplicate"}
 
 
-def _duplicates(folder: Path, work: Work, units: Sequence[Shard], places: Sequence[Path]) -> np.ndarray:
+def _refuse_damage(place: Path, entry: Mapping[str, Any]) -> None:
+    """Raise DataError if a unit is not what was written, as a disk or a shared folder may have it."""
+    for suffix in SUFFIXES:
+        if file_hash(place / f"unit{suffix}") != entry["sha256"][suffix]:
+            raise DataError(
+                f"{place / 'unit'}{suffix} was altered since it was written; remove {place} and run the same command again"
+            )
+
+
+def _duplicates(folder: Path, work: Work, places: Sequence[Path]) -> np.ndarray:
     """Return for every document 0 (kept) or a key of _REASONS. Only what stands before a document can leave it out."""
     p = work.preparation
-    total = sum(len(u.records) for u in units)
+    mine = [np.fromfile(place / "unit.idx", DOCUMENT)["key"] for place in places]
     if p.duplicates == "keep":
-        return np.zeros(total, np.int8)
+        return np.zeros(sum(map(len, mine)), np.int8)
     near = NearDuplicates(threshold=p.threshold)
-    others = list(chain.from_iterable(_other_documents(path, p) for path in p.against))
-    keys = np.concatenate(
-        [np.array([content_key(d.text) for d in others], np.uint64).reshape(-1, 2), *[u.records["key"] for u in units]]
-    )
-    reasons = np.ones(len(keys), np.int8)
-    reasons[np.unique(keys, axis=0, return_index=True)[1]] = 0
-    if p.duplicates == "near":
-        stacked = folder / WORK / "signatures.bin"
-        with stacked.open("wb") as file:
-            for document in others:
-                file.write(near.signature(document.text).tobytes())
-            for place in places:
-                with (place / "signatures.bin").open("rb") as part:
-                    shutil.copyfileobj(part, file)
-        signatures_NP = (
-            np.memmap(stacked, np.uint32, "r", shape=(len(keys), near.permutations))
-            if len(keys)
-            else np.empty((0, 1), np.uint32)
-        )
+    stacked = folder / WORK / "signatures.bin"
+    theirs: list[tuple[int, int]] = []
+    with stacked.open("wb") as file:
+        for path in p.against:
+            stored = _stored_keys(path)
+            theirs += stored
+            for document in _other_documents(path, p) if p.duplicates == "near" or not stored else ():
+                if not stored:
+                    theirs.append(content_key(document.text))
+                if p.duplicates == "near":
+                    file.write(near.signature(document.text).tobytes())
+        for place in places if p.duplicates == "near" else ():
+            with (place / "signatures.bin").open("rb") as part:
+                shutil.copyfileobj(part, file)
+    keys = np.concatenate([np.array(theirs, np.uint64).reshape(-1, 2), *mine])
+    order = np.lexsort(keys.T)  # equal keys side by side, the first of them first
+    reasons = np.zeros(len(keys), np.int8)
+    reasons[order[1:][(keys[order[1:]] == keys[order[:-1]]).all(axis=1)]] = 1
+    if p.duplicates == "near" and len(keys):
+        signatures_NP = np.memmap(stacked, np.uint32, "r", shape=(len(keys), near.permutations))
         reasons[(near.find(signatures_NP) >= 0) & (reasons == 0)] = 2
-    return reasons[len(others) :]
+    return reasons[len(theirs) :]
+
+
+def _stored_keys(path: str) -> list[tuple[int, int]]:
+    """Return the keys of a prepared folder's documents, of their texts as they were read; nothing for other corpora."""
+    if not (Path(path) / MANIFEST).is_file():
+        return []
+    names = [(split, e["name"]) for split in SPLITS for e in read_manifest(Path(path))["shards"] if e["split"] == split]
+    return [tuple(k) for _, name in names for k in np.fromfile(Path(path) / f"{name}.idx", DOCUMENT)["key"].tolist()]
 
 
 def _other_documents(path: str, p: Preparation) -> Iterator[Document]:

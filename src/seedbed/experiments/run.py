@@ -123,7 +123,9 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
     for b in built.values():
         for source, used in _packing_facts(b).items():
             if max(used["padding_share"], used["cropped_share"]) >= 0.001:
-                log(f"packing {source}: {used['padding_share']:.2%} padding, {used['cropped_share']:.2%} of the tokens left out")
+                log(
+                    f"packing {source}: {used['padding_share']:.2%} padding, {used['cropped_share']:.2%} of the tokens left out"
+                )
     if state and state["data"] != data:
         changed = ", ".join(name for name in data if state["data"].get(name) != data[name])
         raise RefusedError(
@@ -133,11 +135,13 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
     counters = Counters(**state["counters"]) if state else Counters(positions=dict.fromkeys(built, 0))
     ledger = Ledger.from_json(state["ledger"]) if state else Ledger()
     extras: dict[str, Any] = state["extras"] if state else {"transfer": {}, "stage0": {}, "borders": {}}
+    for b in built.values():
+        check_held_out(plan, b)
     feedback = Feedback(
         folder,
         {name: b.stream for name, b in built.items()},
         until=counters.run_step,
-        count=state.get("feedback", 0) if state else 0,
+        known=state.get("feedback", "") if state else "",
     )
     metrics = _Metrics(folder / "metrics.jsonl", keep=counters.run_step, say=log)
 
@@ -160,7 +164,6 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
 
         sets = held_out_sets(plan, stream)
         valid = {name: _up_to(corpus.documents("valid"), plan.evaluate.valid_bytes) for name, corpus in sets.items()}
-        _require_held_out(valid, part="valid")
 
         def evaluate(
             stream: BuiltStream = stream, model: Any = model, valid: dict[str, list[Document]] = valid, spec: StageSpec = spec
@@ -176,14 +179,9 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
             return main if len(found) == 1 else {**main, "valid": found}
 
         def measure(name: str, position: int, stream: BuiltStream = stream, model: Any = model, spec: StageSpec = spec) -> None:
-            if name != "loss_nats" or not stream.corpora:
-                raise ConfigError(
-                    f"the mixture of stream {stream.stream.name} asks for {name!r}, which is measured on text sources only"
-                )
             losses = {}
             for source, corpus in stream.corpora.items():
                 documents = _up_to(corpus.documents("valid"), plan.evaluate.valid_bytes)
-                _require_held_out({source: documents}, part="valid")
                 numbers, _, cost = _text_numbers(plan, stream, model, documents)
                 ledger.charge(spec.name, "evaluate", cost)
                 losses[source] = numbers["loss_nats"]
@@ -203,7 +201,7 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
                     "counters": asdict(counters),
                     "ledger": ledger.to_json(),
                     "extras": extras,
-                    "feedback": len(feedback),
+                    "feedback": feedback.fingerprint(),
                     "plan": plan.fingerprint(),
                     "data": data,
                     "threads": machine.threads,
@@ -289,7 +287,6 @@ def _test(
     """Read the test part of every held-out set; write items.jsonl. Returns `test`, the main set's numbers, and all by name."""
     sets = held_out_sets(plan, stream)
     documents = {name: _up_to(corpus.documents("test"), plan.evaluate.test_bytes) for name, corpus in sets.items()}
-    _require_held_out(documents, part="test")
     numbers, lines = {}, []
     for name, some in documents.items():
         started = time.perf_counter()
@@ -306,14 +303,25 @@ def _test(
     return {"test": numbers[main]} if len(numbers) == 1 else {"test": numbers[main], "main": main, "held_out": numbers}
 
 
-def _require_held_out(documents: Mapping[str, list[Document]], *, part: str) -> None:
-    empty = [name for name, some in documents.items() if not some]
-    if empty:
-        raise DataError(
-            f"the held-out set {empty[0]!r} has no document in its {part} part; give more documents or a "
-            f"larger {part}_share, or name "
-            "other sets under evaluate.sets"
-        )
+def check_held_out(plan: RunPlan, built: BuiltStream) -> None:
+    """Raise DataError or ConfigError, before anything is trained, if a held-out part that will be read is not there."""
+    sets = {(name, "valid"): corpus for name, corpus in held_out_sets(plan, built).items()}
+    if plan.evaluate.test and built.stream.name == plan.stages[-1].stream:
+        sets |= {(name, "test"): corpus for name, corpus in held_out_sets(plan, built).items()}
+    wants = built.stream.mixture.wants
+    if wants is not None:
+        if wants[0] != "loss_nats" or not built.corpora:
+            raise ConfigError(
+                f"the mixture of stream {built.stream.name} asks for {wants[0]!r}, which is measured on text sources only"
+            )
+        sets |= {(name, "valid"): corpus for name, corpus in built.corpora.items()}
+    for (name, part), corpus in sets.items():
+        if not len(corpus.documents(part)):
+            raise DataError(
+                f"the held-out set {name!r} has no document in its {part} part; give more documents or a "
+                f"larger {part}_share, or "
+                "name other sets under evaluate.sets"
+            )
 
 
 def _packing_facts(built: BuiltStream) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from seedbed.experiments.assemble import build_stream, check_parts, gives_text
 from seedbed.experiments.comparison import Comparison, Design, compared, read_design, refuse_late_seeds
 from seedbed.experiments.environment import commit
 from seedbed.experiments.recipe import Loaded, RunPlan, find, load, parse_seeds, read_plan
-from seedbed.experiments.run import PARENT, create, finished
+from seedbed.experiments.run import PARENT, check_held_out, create, finished
 
 AA_STREAM = "init-second"  # the random stream of the body's initial weights in the second arm of an A/A study
 
@@ -84,7 +84,9 @@ def compare(
     for arm in [design.control, *design.arms]:
         check_parts(plans[arm, wanted[0]])
     for name, spec in plans[design.control, wanted[0]].streams.items():
-        build_stream(name, spec)  # missing or bad data is found before anything starts
+        built = build_stream(name, spec)  # missing or bad data is found before anything starts
+        if any(stage.stream == name for stage in plans[design.control, wanted[0]].stages):
+            check_held_out(plans[design.control, wanted[0]], built)
     with locked(folder):
         _prepare(folder, design, plans, recipe_text=find(str(recipe)).read_text(), say=say)
         run_all(folder, plans, jobs=jobs, threads=threads, watch=watch or _quiet)

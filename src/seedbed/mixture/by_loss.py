@@ -5,13 +5,12 @@ so a source whose loss stands d nats above another's gets exp(eta * d) times its
 Papers: Freund and Schapire (1997), the multiplicative-weights rule; Chen et al. (2023), "Skill-it", which weighs skills so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp
 
 from seedbed.core.errors import ConfigError
-from seedbed.core.records import Measurement
-from seedbed.mixture.weighted import Weighted
+from seedbed.mixture.weighted import History, Weighted
 
 MEASURED = "loss_nats"
 
@@ -32,15 +31,14 @@ class ByLoss(Weighted):
     def wants(self) -> tuple[str, int]:  # type: ignore[override]
         return (MEASURED, self.every)
 
-    def _target(self, row: int, sizes: Mapping[str, int | None], history: Sequence[Measurement]) -> dict[str, float]:
-        base = super()._target(row, sizes, history)
+    def _target(self, row: int, sizes: Mapping[str, int | None], told: History) -> dict[str, float]:
+        base = super()._target(row, sizes, told)
         due = row // self.every * self.every
         if due == 0:
             return base
-        found = [m for m in history if m.name == MEASURED and m.position == due]
-        if not found:
+        losses = told.measured.get((MEASURED, due))
+        if losses is None:
             raise PendingError(f"the rows from {due} on wait for a measurement of {MEASURED} at {due}; none is recorded")
-        losses = found[-1].values
         highest = max(losses.values())
         raised = {name: weight * exp(self.eta * (losses[name] - highest)) for name, weight in base.items()}
         total = sum(raised.values())

@@ -11,6 +11,7 @@ Letters: W rows of a window.
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from itertools import accumulate, pairwise
 from math import floor, isfinite
 from typing import Any, ClassVar, Literal
@@ -54,7 +55,7 @@ class Weighted:
                 f"a schedule of weights begins at 0 tokens and rises, got {[place for place, _ in self.schedule]}"
             )
         for weights in self._all_weights():
-            _checked(weights)
+            check_weights(weights)
         caps = (
             self.most_epochs.values()
             if isinstance(self.most_epochs, dict)
@@ -118,9 +119,9 @@ class Weighted:
 
     def wanted(self, rows: int, *, sizes: Mapping[str, int | None], history: Sequence[Measurement] = ()) -> dict[str, float]:
         """Return the share of the first `rows` rows that the weights asked for, before caps and rounding."""
-        total = dict.fromkeys(sizes, 0.0)
+        total, known = dict.fromkeys(sizes, 0.0), History(history)
         for first in range(0, rows, self.window):
-            for name, weight in self._target(first, sizes, history).items():
+            for name, weight in self._target(first, sizes, known).items():
                 total[name] += weight * min(self.window, rows - first)
         return {name: value / max(rows, 1) for name, value in total.items()}
 
@@ -137,28 +138,34 @@ class Weighted:
 
     def _windows(self, rows: int, *, sizes: Mapping[str, int | None], history: Sequence[Measurement]) -> "list[_Window]":
         """Return the windows that hold the first `rows` rows; those known from an earlier call are not counted out again."""
-        cache: dict[Any, list[_Window]] = self.__dict__.setdefault("_cache", {})
-        known = cache.setdefault(
-            (tuple(sizes.items()), tuple((m.position, m.name, tuple(m.values.items())) for m in history)), []
-        )
+        cache: dict[Any, tuple[list[Measurement], list[_Window]]] = self.__dict__.setdefault("_cache", {})
+        seen, known = cache.setdefault(tuple(sizes.items()), ([], []))
+        same = next((i for i, (a, b) in enumerate(zip(seen, history, strict=False)) if a != b), min(len(seen), len(history)))
+        changed = [m.position for m in (*seen[same:], *history[same:])]
+        if changed:  # windows that begin before the first new measurement stay as they are
+            del known[-(-min(changed) // self.window) :]
+            seen[:] = history
+        if len(known) * self.window >= rows:
+            return known
+        told = History(history)
         while len(known) * self.window < rows:
             last = known[-1] if known else _Window(dict.fromkeys(sizes, 0), dict.fromkeys(sizes, 0), dict.fromkeys(sizes, 0.0))
             used = {name: last.before[name] + last.counts[name] for name in sizes}
             room = {name: self._room(name, size, used[name]) for name, size in sizes.items()}
-            target = self._target(len(known) * self.window, sizes, history)
+            target = self._target(len(known) * self.window, sizes, told)
             counts, carry = shared_out(self.window, target, carry=last.carry, room=room)
             known.append(_Window(used, counts, carry))
         return known
 
     def _room(self, name: str, size: int | None, used: int) -> int | None:
         cap = self.most_epochs.get(name) if isinstance(self.most_epochs, dict) else self.most_epochs
-        return None if cap is None or size is None else max(0, floor(cap * size) - used)
+        return None if cap is None or size is None else max(0, floor(Fraction(str(cap)) * size) - used)
 
-    def _target(self, row: int, sizes: Mapping[str, int | None], history: Sequence[Measurement]) -> dict[str, float]:
+    def _target(self, row: int, sizes: Mapping[str, int | None], told: "History") -> dict[str, float]:
         """Return the weights that hold for the window that begins at a row, as shares."""
-        changed = [m for m in history if m.name == CHANGED and m.position <= row]
-        if changed:
-            return _shares({name: changed[-1].values[name] for name in sizes})
+        changed = told.weights_at(row)
+        if changed is not None:
+            return _shares({name: changed[name] for name in sizes})
         if self.schedule:
             return _shares(self._scheduled(row * self.seq_len, sizes))
         if not isinstance(self.weights, dict):
@@ -179,6 +186,19 @@ class Weighted:
 
     def _all_weights(self) -> list[Mapping[str, float]]:
         return [*([self.weights] if isinstance(self.weights, dict) else []), *(w for _, w in self.schedule)]
+
+
+class History:
+    """What was recorded, by place."""
+
+    def __init__(self, history: Sequence[Measurement]) -> None:
+        self.measured = {(m.name, m.position): m.values for m in history}
+        self._changes = sorted((m for m in history if m.name == CHANGED), key=lambda m: m.position)
+
+    def weights_at(self, row: int) -> Mapping[str, float] | None:
+        """The last weights that were set at or before a row."""
+        at = bisect_right(self._changes, row, key=lambda m: m.position)
+        return self._changes[at - 1].values if at else None
 
 
 @dataclass(frozen=True)
@@ -205,9 +225,10 @@ def shared_out(
     open_, left = {n: w for n, w in target.items() if w > 0 and room[n] != 0}, rows
     bound = len(open_) < sum(w > 0 for w in target.values())
     quota: dict[str, float] = {}
+    owed = -sum(carry[n] for n in target if n not in open_) / max(1, len(open_))  # of sources that were switched off
     while open_ and left:
         total = sum(open_.values())
-        quota = {n: left * w / total + (0.0 if bound else carry[n]) for n, w in open_.items()}
+        quota = {n: left * w / total + (0.0 if bound else carry[n] - owed) for n, w in open_.items()}
         given = _largest_remainder(left, quota)
         full = {n for n in open_ if (limit := room[n]) is not None and given[n] >= limit}
         if not full:
@@ -227,16 +248,14 @@ def _largest_remainder(rows: int, quota: Mapping[str, float]) -> dict[str, int]:
     """Whole numbers that sum to `rows`: the floors (at least 0), and one more where the remainder is largest (ties: the
     first)."""
     counts = {n: max(0, floor(q)) for n, q in quota.items()}
-    order = sorted(quota, key=lambda n: counts[n] - quota[n])
-    for n in order[: max(0, rows - sum(counts.values()))]:
-        counts[n] += 1
-    for n in reversed(order):  # a negative quota was raised to 0: take it back where the least is owed
-        while sum(counts.values()) > rows and counts[n]:
-            counts[n] -= 1
+    while sum(counts.values()) < rows:
+        counts[max(quota, key=lambda n: quota[n] - counts[n])] += 1
+    while sum(counts.values()) > rows:  # a negative quota was raised to 0: take it back where the least is owed
+        counts[min((n for n in quota if counts[n]), key=lambda n: quota[n] - counts[n])] -= 1
     return counts
 
 
-def _checked(weights: Mapping[str, float]) -> None:
+def check_weights(weights: Mapping[str, float]) -> None:
     if any(not (isfinite(w) and w >= 0) for w in weights.values()) or not sum(weights.values()) > 0:
         raise ConfigError(f"weights must be 0 or more, and one above 0; got {dict(weights)}")
 

@@ -6,6 +6,7 @@ Letters: N documents.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -100,6 +101,8 @@ def read_order(folder: Path, name: str, manifest: Mapping[str, Any]) -> dict[str
 
 
 def _write(place: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Path:
+    if re.fullmatch(r"[A-Za-z0-9_-]+", place.name) is None or place.parent.name not in ("columns", "orders"):
+        raise ConfigError(f"a column's or order's name is letters, digits, - and _; got {place.name!r}")
     if place.exists():
         raise RefusedError(f"{place} exists already and nothing is overwritten; give another name, or remove it")
     with whole_folder(place) as folder:
@@ -114,11 +117,16 @@ def _read(place: Path, manifest: Mapping[str, Any], *, what: str, dtype: str) ->
     if not (place / "facts.json").is_file():
         there = [p.name for p in place.parent.iterdir() if (p / "facts.json").is_file()] if place.parent.is_dir() else []
         raise DataError(f"there is no {what} {place.name!r} in {place.parent}; {nearest(place.name, there)}")
-    facts = json.loads((place / "facts.json").read_text())
+    try:
+        facts = json.loads((place / "facts.json").read_text())
+        digests = dict(facts["sha256"])
+        facts["shards"], facts["made_by"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise DataError(f"{place / 'facts.json'} is broken ({e}); make the {what} again") from None
     if facts["shards"] != shards_hash(manifest):
         raise DataError(f"the {what} {place} belongs to other shards; make it again for these")
     arrays = {}
-    for split, digest in facts["sha256"].items():
+    for split, digest in digests.items():
         raw = (place / f"{split}.bin").read_bytes() if (place / f"{split}.bin").is_file() else b""
         if sha256(raw).hexdigest() != digest:
             raise DataError(f"{place / split}.bin is missing or was altered since it was written; make the {what} again")

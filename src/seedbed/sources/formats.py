@@ -114,7 +114,8 @@ def line_ranges(file: FoundFile, range_bytes: int) -> list[FoundFile]:
     if packing_of(file.path) or _RECORDS.get(kind_of(file.path)) is not jsonl_records:
         return [file]
     ranges, start, line = [], 0, 1
-    with open_file(file.path, name=file.name) as opened:
+    unbounded = Bounds(file_bytes=2**62)  # the file is as large as it is; nothing is unpacked
+    with open_file(file.path, unbounded, name=file.name) as opened:
         while block := opened.read(min(BLOCK, range_bytes)):
             stop, lines = start, 0
             while block:

@@ -11,11 +11,13 @@ Letters: N documents, T tokens.
 """
 
 import json
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -42,6 +44,7 @@ DOCUMENT = np.dtype(
     ]
 )
 _BLOCK = 2**20
+_OPEN = 64  # shards that are mapped at one time: each holds three file descriptors
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -88,8 +91,6 @@ class ShardWriter:
         self._lines += len(lines)
 
     def close(self) -> dict[str, Any]:
-        import os
-
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -156,6 +157,9 @@ class Shards:
     def store(self, tokenizer: Tokenizer) -> "ShardStore":
         """Open the shards. Raises DataError, naming the file, if one is missing, altered or does not fit the tokenizer."""
         folder = Path(self.path)
+        problems = damage(folder, hashes=self.verify == "hashes")
+        if problems:
+            raise DataError(f"{'; '.join(problems[:3])}; put the file back or prepare the folder again")
         wanted = self.manifest["tokenizer"]
         if tokenizer.fingerprint() != wanted["fingerprint"]:
             raise DataError(
@@ -163,9 +167,6 @@ class Shards:
                 f"{tokenizer.fingerprint()} ({tokenizer.vocab_size} ids); leave the tokenizer out to take the "
                 "folder's own, or prepare again"
             )
-        problems = damage(folder, hashes=self.verify == "hashes")
-        if problems:
-            raise DataError(f"{'; '.join(problems[:3])}; put the file back or prepare the folder again")
         return ShardStore(folder, self.manifest, tokenizer=tokenizer, order=self.order, columns=self.columns)
 
 
@@ -187,10 +188,11 @@ class ShardStore:
         self._order = order
         self._columns = {name: read_column(folder, name, manifest) for name in columns}
         dtype = np.dtype(manifest["dtype"])
-        self._shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
-        for entry in manifest["shards"]:
-            self._shards[entry["split"]].append(Shard(folder, entry["name"], dtype=dtype))
+        self._names: dict[str, list[str]] = {s: [e["name"] for e in manifest["shards"] if e["split"] == s] for s in SPLITS}
+        self._tokens = {e["name"]: int(e["tokens"]) for e in manifest["shards"]}
+        self._opened = lru_cache(maxsize=_OPEN)(lambda name: Shard(folder, name, dtype=dtype))
         self._first: dict[str, list[int]] = {}  # the first document number of every shard
+        self._ends: dict[str, list[int]] = {}  # tokens up to the end of every shard
         self._offsets: dict[str, np.ndarray] = {}
 
     def offsets(self, split: str) -> Int64[np.ndarray, "N1"]:
@@ -207,19 +209,25 @@ class ShardStore:
 
     def tokens(self, split: str, start: int, stop: int) -> Int32[np.ndarray, "T"]:
         """Return tokens start..stop of all documents of a split, one after the other."""
-        found, before = [], 0
-        for shard in self._of(split):
-            if start < before + len(shard.ids) and stop > before:
-                found.append(shard.ids[max(0, start - before) : stop - before])
-            before += len(shard.ids)
+        ends = self._ends_of_shards(split)
+        found, at = [], bisect_right(ends, start)
+        while at < len(ends) and start < stop:
+            before = ends[at - 1] if at else 0
+            found.append(self._opened(self._names[split][at]).ids[start - before : stop - before])
+            start, at = ends[at], at + 1
         return np.concatenate(found).astype(np.int32) if found else np.empty(0, np.int32)
+
+    def _ends_of_shards(self, split: str) -> list[int]:
+        if split not in self._ends:
+            self._ends[split] = list(accumulate(self._tokens[name] for name in self._named(split)))
+        return self._ends[split]
 
     def document(self, split: str, number: int) -> Document:
         """Return a document: its text decoded, its ids (without the boundary) and its bytes as data."""
         if not 0 <= number < len(self.offsets(split)) - 1:
             raise IndexError(number)
         at = bisect_right(self._first[split], number) - 1
-        shard, inside = self._of(split)[at], number - self._first[split][at]
+        shard, inside = self._opened(self._names[split][at]), number - self._first[split][at]
         line = json.loads(shard.line(inside))
         ids_T = shard.ids_of(inside)[1:].astype(np.int32)
         text = self.tokenizer.decode(ids_T)
@@ -243,7 +251,7 @@ class ShardStore:
     def records(self, split: str) -> Iterator[tuple[np.ndarray, list[str]]]:
         """Yield the DOCUMENT records and the ids of the documents of each shard."""
         for shard in self._of(split):
-            lines = shard.lines(0, len(shard.records)).splitlines()
+            lines = shard.lines(0, len(shard.records)).split(b"\n")[:-1]
             yield shard.records, [json.loads(line)["id"] for line in lines]
 
     def size_bytes(self, split: str) -> int:
@@ -260,10 +268,13 @@ class ShardStore:
             text += "".join(sha256(o.tobytes()).hexdigest() for o in self.orders.values())
         return sha256(text.encode()).hexdigest()[:16]
 
-    def _of(self, split: str) -> list[Shard]:
-        if split not in self._shards:
+    def _of(self, split: str) -> Iterator[Shard]:
+        return map(self._opened, self._named(split))
+
+    def _named(self, split: str) -> list[str]:
+        if split not in self._names:
             raise ConfigError(f"no split {split!r}; {nearest(split, SPLITS)}")
-        return self._shards[split]
+        return self._names[split]
 
 
 class _Documents(Sequence[Document]):
@@ -288,14 +299,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         begun = " (it was begun: run the same `seedbed prepare` again to go on)" if (folder / ".work").is_dir() else ""
         raise DataError(f"{folder} holds no {MANIFEST}{begun}; give a folder that `seedbed prepare` wrote")
     try:
-        manifest = json.loads(file.read_text())
+        manifest: dict[str, Any] = json.loads(file.read_bytes())
         if manifest["format"] != FORMAT:
             raise DataError(f"{file} has format {manifest['format']}, this version reads {FORMAT}; prepare the folder again")
-        for key in ("shards", "splits", "tokenizer", "dtype", "documents", "tokens"):
-            manifest[key]
-    except (ValueError, KeyError, TypeError) as e:
-        raise DataError(f"{file} is broken ({type(e).__name__}: {e}); prepare the folder again") from None
+        if manifest["sha256"] != manifest_hash(manifest):
+            raise ValueError("its SHA-256 differs, it was altered since it was written")
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise DataError(f"{file} is broken ({e}); put it back or prepare the folder again") from None
     return manifest
+
+
+def manifest_hash(manifest: Mapping[str, Any]) -> str:
+    """Return the hash that a manifest carries of all else in it."""
+    return sha256(json.dumps({k: v for k, v in manifest.items() if k != "sha256"}, sort_keys=True).encode()).hexdigest()
 
 
 def damage(folder: Path, *, hashes: bool = True) -> list[str]:

@@ -65,10 +65,10 @@ class Text:
             )
         ranks = [int.from_bytes(sha256(d.text.encode()).digest()[:8], "big") / 2**64 for d in documents]
         sides = [side(r, valid_share=self.valid_share, test_share=self.test_share) for r in ranks]
-        lowest = sorted(range(len(ranks)), key=ranks.__getitem__)
-        for missing, taken in zip(("test", "valid"), lowest, strict=False):  # a small corpus can miss a side by chance
+        # a small corpus can miss a side by chance
+        for missing, lowest in zip(("test", "valid"), sorted(set(ranks)), strict=False):
             if missing not in sides or "train" not in sides:
-                sides[taken] = missing
+                sides = [missing if r == lowest else s for r, s in zip(ranks, sides, strict=True)]
         return {split: [d for d, s in zip(documents, sides, strict=True) if s == split] for split in ("train", "valid", "test")}
 
     def all_documents(self) -> list[Document]:
