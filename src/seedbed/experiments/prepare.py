@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from itertools import chain
 from multiprocessing import get_context, parent_process
@@ -56,7 +56,7 @@ from seedbed.sources.shards import (
 from seedbed.sources.text import sections, side
 
 WORK = ".work"
-UNIT_BYTES = 2**24  # small files go together up to this size; a larger plain .jsonl is cut into ranges of about this size
+UNIT_BYTES = 2**23  # small files go together up to this size; a larger plain .jsonl is cut into ranges of about this size
 _BATCH_BYTES, _BATCH_DOCUMENTS = 2**20, 1024  # tokenized at one time
 _BLOCK_TOKENS = 2**22  # copied at one time while sealing
 _NUMBERED = {"integers": "vocab"}  # tokenizers that are given as KIND:NUMBER, and the setting that the number is
@@ -130,7 +130,15 @@ class Preparation:
         return {"kind": "file", "path": str(Path(self.tokenizer).resolve())}
 
     def build_tokenizer(self) -> Tokenizer:
-        return tokenizers.parts.build(self.tokenizer_part, path="tokenizer")
+        """Return the tokenizer; the same one for every unit of a process, with what it remembers."""
+        place = self.tokenizer_part.get("path")
+        files = [] if place is None else [f for f in (Path(place), Path(place) / "tokenizer.json") if f.exists()]
+        return _built(json.dumps(self.tokenizer_part), tuple(f.stat().st_mtime_ns for f in files))
+
+
+@lru_cache(maxsize=1)
+def _built(part: str, modified: tuple[int, ...]) -> Tokenizer:
+    return tokenizers.parts.build(json.loads(part), path="tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)
