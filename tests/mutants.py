@@ -1,4 +1,4 @@
-"""Seventeen one-line breakages, each of which a named test must catch: `make mutants`.
+"""Twenty-two one-line breakages, each of which a named test must catch: `make mutants`.
 
 Every mutant is made in a copy of the package; its test is run against the copy and must fail (and must pass without it, which
 `make test` shows).
@@ -137,6 +137,41 @@ MUTANTS = [
         '"bits_per_byte": nats / log(2) / size',
         '"bits_per_byte": nats / size',
         "evaluate/test_evaluate.py::test_a_uniform_model_over_bytes_has_eight_bits_per_byte",
+    ),
+    Mutant(
+        "what rounding leaves is forgotten",
+        "mixture/weighted.py",
+        "{n: quota[n] - counts[n] if n in quota else 0.0 for n in target}",
+        "dict.fromkeys(target, 0.0)",
+        "mixture/test_weighted.py::test_a_window_is_shared_out_by_largest_remainder_and_the_rest_is_owed",
+    ),
+    Mutant(
+        "a shard's hash is not looked at",
+        "sources/shards.py",
+        "elif hashes and file_hash(file) != digest:",
+        "elif False:",
+        "experiments/test_prepare.py::test_a_harmed_file_is_named_when_the_folder_is_opened[flip-.bin]",
+    ),
+    Mutant(
+        "sections of a document choose their own side",
+        "experiments/prepare.py",
+        "yield document, rank",
+        "yield document, content_key(document.text)[0]",
+        "experiments/test_prepare.py::test_all_sections_of_a_book_stand_on_one_side",
+    ),
+    Mutant(
+        "feedback from behind the checkpoint is kept",
+        "experiments/feedback.py",
+        "if m.step < until or m.name == CHANGED",
+        "if True or m.name == CHANGED",
+        "experiments/test_mixture_runs.py::test_what_was_measured_behind_the_last_checkpoint_is_measured_and_charged_again",
+    ),
+    Mutant(
+        "the overlap of a cut document is asked twice",
+        "packing/pieces.py",
+        "            if layout.continued_P[piece]:",
+        "            if False:",
+        "packing/test_best_fit.py::test_a_long_document_is_cut_with_one_token_of_overlap_that_counts_once",
     ),
     Mutant(
         "a checkpoint's hash is not looked at",

@@ -179,6 +179,28 @@ def test_a_feedback_file_that_lost_lines_is_refused(mixed, tmp_path, monkeypatch
         commands.resume(folder, say=lambda line: None)
 
 
+def test_what_was_measured_behind_the_last_checkpoint_is_measured_and_charged_again(mixed, tmp_path, monkeypatch):
+    """Killed in step 10, with a checkpoint of step 5: the measurement of step 8 is cut off and made anew."""
+    whole = _run(mixed, tmp_path / "whole", BY_LOSS)
+    folder = tmp_path / "killed"
+    create(load(mixed, sets=BY_LOSS).plan(arm="run", seed=0, threads=1), folder, recipe_text="x")
+    real = module._Metrics.__call__
+
+    def killed(self, line):
+        if line["run_step"] == 10:
+            raise SystemExit
+        real(self, line)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(module._Metrics, "__call__", killed)
+        execute(folder, say=lambda line: None)
+    assert [m.step for _, m in read_feedback(folder)] == [4, 8]
+    commands.resume(folder, say=lambda line: None)
+    _same(whole, folder)
+    spent = [finished(f)["ledger"]["text"]["evaluate"]["flops_run"] for f in (whole, folder)]
+    assert spent[0] == spent[1] and read_feedback(whole) == read_feedback(folder)
+
+
 def test_an_altered_measurement_is_refused(mixed, tmp_path, monkeypatch):
     folder = _stopped(mixed, tmp_path / "run", monkeypatch, after=10, sets=BY_LOSS)
     lines = (folder / FILE).read_text().splitlines(keepends=True)
