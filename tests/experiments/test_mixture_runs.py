@@ -9,6 +9,7 @@ import pytest
 from seedbed.core.errors import ConfigError, DataError, InterruptedRunError, RefusedError
 from seedbed.experiments import commands
 from seedbed.experiments import run as module
+from seedbed.experiments.comparison import _paired_things
 from seedbed.experiments.feedback import FILE, read_feedback
 from seedbed.experiments.inspection import as_text, inspect
 from seedbed.experiments.prepare import prepare
@@ -335,3 +336,14 @@ def test_a_prepared_folder_takes_the_place_of_a_corpus(recipe, corpus, tmp_path)
     prepare([parts], tmp_path / "train-only", valid_share=0.0, test_share=0.0, say=lambda x: None)
     with pytest.raises(DataError, match="the held-out set 'shards' has no document in its valid part"):
         commands.run(recipe, out=tmp_path / "other", corpus=str(tmp_path / "train-only"), threads=1, say=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(0.5, "rows of text, test documents"), (0.4, "test documents, NOT the rows of text")]
+)
+def test_rows_drawn_by_other_weights_are_not_called_paired(share, said):
+    def final(wanted):
+        facts = {"a": {"wanted_share": wanted}, "b": {"wanted_share": 1 - wanted}}
+        return {"data": {"text": "same"}, "mixture": {"text": facts}, "test": {"bytes": 9, "tokens": 9}}
+
+    assert _paired_things({"one": {0: final(0.5)}, "other": {0: final(share)}}) == f"initial weights where shapes match, {said}"

@@ -261,8 +261,13 @@ def _paired_things(finals: Mapping[str, Mapping[int, dict[str, Any]]]) -> str:
         for f in seeds.values():
             for stream, fingerprint in f["data"].items():
                 prints.setdefault(stream, set()).add(fingerprint)
-    same = [name for name, found in sorted(prints.items()) if len(found) == 1]
-    other = [name for name, found in sorted(prints.items()) if len(found) > 1]
+    shares: dict[str, set[str]] = {}  # the weights that each stream's mixture was asked for
+    for f in (f for seeds in finals.values() for f in seeds.values()):
+        for stream, sources in f.get("mixture", {}).items():
+            wanted = {source: round(facts["wanted_share"], 9) for source, facts in sources.items()}
+            shares.setdefault(stream, set()).add(json.dumps(wanted, sort_keys=True))
+    other = [name for name, found in sorted(prints.items()) if len(found) > 1 or len(shares.get(name, ())) > 1]
+    same = [name for name in sorted(prints) if name not in other]
     tests = {(f["test"]["bytes"], f["test"]["tokens"]) for seeds in finals.values() for f in seeds.values()}
     lines = ["initial weights where shapes match"]
     lines += [f"rows of {', '.join(same)}"] if same else []
