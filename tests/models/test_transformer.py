@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from seedbed.core.errors import ConfigError
 from seedbed.core.records import Batch, Role, TokenTargets
 from seedbed.models import transformer
-from seedbed.models.llama_names import llama_config, llama_weights
+from seedbed.models.hugging_face import llama_config, llama_weights
 from seedbed.models.sizes import SIZES
 from seedbed.models.transformer import Decoder
 

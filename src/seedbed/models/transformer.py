@@ -1,12 +1,14 @@
 """A decoder-only transformer of the Llama family, from embedding to logits.
 
-RMSNorm before attention and MLP, rotary positions, SwiGLU, grouped-query heads. Weights map one to one onto Hugging Face's
-Llama (see llama_names.py). Every parameter has a role, and every site (embedding, block_norms, attention, mlp, linear) can
+RMSNorm before attention and MLP, rotary positions, SwiGLU, grouped-query heads; by settings also what Mistral (a window) and
+Qwen (biases of queries, keys and values, norms of queries and keys) do. Weights map one to one onto Hugging Face's (see
+hugging_face.py). Every parameter has a role, and every site (embedding, block_norms, attention, mlp, linear) can
 be filled by another layer. The model owns its head: whoever needs a loss asks `Outputs.token_loss`.
 Papers: Touvron et al. (2023), "LLaMA"; Su et al. (2021), "RoFormer"; Ainslie et al. (2023), "GQA".
-Letters: B rows, T positions, D width, H heads, K head width, V vocabulary, N counted positions.
+Letters: B rows, T positions, D width, H heads, K head width, P pairs of channels, V vocabulary, N counted positions.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -29,33 +31,35 @@ HEAD_CHUNK = 2**24  # logits (positions x vocabulary) that exist at one time whi
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """Settings of a decoder. `size` names a preset; a size given beside it wins over the preset."""
+    """Settings of a decoder. `size` names a preset, or as `hf:FOLDER` a model folder; what is given beside it wins."""
 
     size: str | None = None
     num_layers: int | None = None
     d_model: int | None = None
     num_heads: int | None = None
     num_kv_heads: int | None = None  # None: as many as heads
+    head_dim: int | None = None  # None: d_model / num_heads
     d_ff: int | None = None  # None: 8/3 of d_model, rounded up to a multiple of 8
+    vocab_size: int | None = None  # rows of embedding and head, at least; None: as many as the stream has ids
     mask: Literal["causal", "bidirectional"] = "causal"
+    window: int | None = None  # positions that one sees back, itself included; None: all
     document_mask: bool = False  # whether positions see only their own document
     tied_embeddings: bool = False
-    attention_bias: bool = False
+    attention_bias: bool | Literal["qkv"] = False  # "qkv": of queries, keys and values only
+    qk_norm: bool = False  # RMSNorm of every head's queries and keys, before they are rotated
     mlp_bias: bool = False
     head_bias: bool = False
     attention_dropout: float = 0.0  # 0 to 1; the published NCA stage has 0.1
     rope_base: float = 10_000.0
+    rope_scaling: dict[str, float | str] | None = None  # of long-context models: `rope_type` linear or llama3, and its numbers
     norm_eps: float = 1e-5
     init_std: float = 0.02
     layers: dict[str, str | dict[str, Any]] = field(default_factory=dict)  # site -> layer part
 
     def __post_init__(self) -> None:
-        if self.size is not None and self.size not in SIZES:
-            raise ConfigError(f"no size {self.size!r}; {nearest(self.size, SIZES)}")
-        preset = SIZES.get(self.size or "", {})
-        for name in ("num_layers", "d_model", "num_heads", "d_ff"):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, preset.get(name))
+        for name, value in _preset(self.size).items():
+            if getattr(self, name) == type(self).__dataclass_fields__[name].default:
+                object.__setattr__(self, name, value)
         for name in ("num_layers", "d_model", "num_heads"):
             value = getattr(self, name)
             if value is None:
@@ -67,12 +71,17 @@ class Decoder:
         if self.num_kv_heads is None:
             object.__setattr__(self, "num_kv_heads", self.num_heads)
         heads, kv_heads = self.num_heads or 1, self.num_kv_heads or 1
-        if self.width % heads or self.width // heads % 2:
+        if self.head_dim is not None and (self.head_dim < 2 or self.head_dim % 2):
+            raise ConfigError(f"head_dim must be even (rotary pairs), got {self.head_dim}")
+        if self.head_dim is None and (self.width % heads or self.width // heads % 2):
             raise ConfigError(f"d_model {self.d_model} must be an even multiple of num_heads {heads} (rotary pairs)")
         if heads % kv_heads:
             raise ConfigError(f"num_heads {heads} must be a multiple of num_kv_heads {kv_heads}")
         if not 0 <= self.attention_dropout < 1:
             raise ConfigError(f"attention_dropout must lie in 0..1 (1 excluded), got {self.attention_dropout}")
+        if self.window is not None and (self.window < 1 or self.mask != "causal"):
+            raise ConfigError(f"a window has at least 1 position and a causal mask; got {self.window} and {self.mask}")
+        rotary_frequencies(self.head_width, base=self.rope_base, scaling=self.rope_scaling)  # refuses what it does not know
         for name in self.layers:
             if name not in SITES:
                 raise ConfigError(f"no site {name!r}; {nearest(name, SITES)}")
@@ -83,10 +92,27 @@ class Decoder:
 
     @property
     def head_width(self) -> int:
-        return self.width // (self.num_heads or 1)
+        return self.head_dim or self.width // (self.num_heads or 1)
+
+    @property
+    def layout_free(self) -> bool:
+        """Whether micro-batches and ranks change nothing but rounding: dropout draws by micro-batch."""
+        return self.attention_dropout == 0
 
     def build(self, *, vocab_size: int) -> "Transformer":
-        return Transformer(self, vocab_size=vocab_size)
+        return Transformer(self, vocab_size=max(vocab_size, self.vocab_size or 0))
+
+
+def _preset(size: str | None) -> dict[str, Any]:
+    if size is None:
+        return {}
+    if size.startswith("hf:"):
+        from seedbed.models.hugging_face import folder_settings
+
+        return folder_settings(size.removeprefix("hf:"))
+    if size not in SIZES:
+        raise ConfigError(f"no size {size!r}; {nearest(size, SIZES)} (or hf:FOLDER)")
+    return SIZES[size]
 
 
 class Transformer(nn.Module):
@@ -108,18 +134,26 @@ class Transformer(nn.Module):
         """Return the hidden states of a batch, with the head to use on them."""
         hidden_BTD = self.embed(batch)
         positions_BT = None if batch.positions_BTA is None else batch.positions_BTA[..., 0]
-        rotation = rotary(
-            hidden_BTD.shape[1],
-            head_width=self.config.head_width,
-            base=self.config.rope_base,
-            device=hidden_BTD.device,
-            positions_BT=positions_BT,
-        )
+        if positions_BT is None:
+            positions_BT = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)[None]
+        rotation = self.rotation(positions_BT)
         documents = batch.documents_BT if self.config.document_mask else None  # none known: a row is one document
-        mask = None if documents is None else attention_mask(documents, causal=self.config.mask == "causal")
+        if documents is None and (self.config.window or hidden_BTD.shape[1]) < hidden_BTD.shape[1]:
+            documents = torch.zeros_like(batch.tokens_BT)
+        mask = (
+            None
+            if documents is None
+            else attention_mask(documents, causal=self.config.mask == "causal", window=self.config.window)
+        )
         for block in self.blocks:
             hidden_BTD = block(hidden_BTD, rotation=rotation, mask=mask)
         return Outputs(hidden_BTD=self.norm(hidden_BTD), head=self.head)
+
+    def rotation(self, positions_BT: Int[Tensor, "B T"]) -> tuple[Tensor, Tensor]:
+        """Return cosine and signed sine of positions, for queries and keys."""
+        c = self.config
+        frequencies_P = rotary_frequencies(c.head_width, base=c.rope_base, scaling=c.rope_scaling, device=positions_BT.device)
+        return rotary(positions_BT, frequencies_P)
 
     def embed(self, batch: Batch) -> Float[Tensor, "B T D"]:
         embedded_BTD: Tensor = self.embedding(batch.tokens_BT)
@@ -148,8 +182,10 @@ class Transformer(nn.Module):
         positions = rows * seq_len
         head = sum(p.numel() for p in self.head.parameters())
         body = sum(p.numel() for n, p in self.named_parameters() if self.roles[n].part not in ("embedding", "head"))
-        seen = seq_len if self.config.mask == "bidirectional" else (seq_len + 1) / 2
-        attention = 4 * self.config.width * len(self.blocks) * seen
+        seen = float(seq_len) if self.config.mask == "bidirectional" else (seq_len + 1) / 2
+        if self.config.window is not None and self.config.window < seq_len:  # the first rows of the band are a triangle
+            seen = self.config.window * (1 - (self.config.window - 1) / (2 * seq_len))
+        attention = 4 * (self.config.num_heads or 1) * self.config.head_width * len(self.blocks) * seen
         flops = positions * (2.0 * body + attention) + 2.0 * head * (positions if counted is None else counted)
         return Cost(positions=positions, flops_run=flops, flops_ideal=flops)
 
@@ -177,24 +213,25 @@ class Attention(nn.Module):
         super().__init__()
         c = build.config
         self.head_width, self.dropout, self.causal = c.head_width, c.attention_dropout, c.mask == "causal"
-        kv_width = c.head_width * (c.num_kv_heads or 1)
+        q_width, kv_width = (c.head_width * (heads or 1) for heads in (c.num_heads, c.num_kv_heads))
         self.grouped = c.num_kv_heads != c.num_heads
-        self.query = build.linear(Role("attention", layer, "query"), c.width, c.width, bias=c.attention_bias)
-        self.key = build.linear(Role("attention", layer, "key"), c.width, kv_width, bias=c.attention_bias)
-        self.value = build.linear(Role("attention", layer, "value"), c.width, kv_width, bias=c.attention_bias)
-        self.out = build.linear(Role("attention", layer, "out"), c.width, c.width, bias=c.attention_bias)
+        inner, outer = bool(c.attention_bias), c.attention_bias is True
+        self.query = build.linear(Role("attention", layer, "query"), c.width, q_width, bias=inner)
+        self.key = build.linear(Role("attention", layer, "key"), c.width, kv_width, bias=inner)
+        self.value = build.linear(Role("attention", layer, "value"), c.width, kv_width, bias=inner)
+        self.out = build.linear(Role("attention", layer, "out"), q_width, c.width, bias=outer)
+        norms = [build.norm(Role("norm", layer, name), width=c.head_width) for name in ("query", "key")] if c.qk_norm else []
+        self.query_norm: nn.Module = norms[0] if norms else nn.Identity()
+        self.key_norm: nn.Module = norms[1] if norms else nn.Identity()
 
     def forward(
         self, states_BTD: Float[Tensor, "B T D"], *, rotation: tuple[Tensor, Tensor], mask: Tensor | None
     ) -> Float[Tensor, "B T D"]:
         rows, positions, _ = states_BTD.shape
-        q_BHTK, k_BHTK, v_BHTK = (
-            linear(states_BTD).view(rows, positions, -1, self.head_width).transpose(1, 2)
-            for linear in (self.query, self.key, self.value)
-        )
+        q_BHTK, k_BHTK, v_BHTK = self.project(states_BTD, rotation=rotation)
         mixed_BHTK = F.scaled_dot_product_attention(
-            rotated(q_BHTK, *rotation),
-            rotated(k_BHTK, *rotation),
+            q_BHTK,
+            k_BHTK,
             v_BHTK,
             attn_mask=mask,
             is_causal=self.causal and mask is None,
@@ -202,6 +239,15 @@ class Attention(nn.Module):
             enable_gqa=self.grouped,
         )
         return self.out(mixed_BHTK.transpose(1, 2).reshape(rows, positions, -1))
+
+    def project(self, states_BTD: Float[Tensor, "B T D"], *, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of every head, the first two rotated to their positions."""
+        rows, positions, _ = states_BTD.shape
+        q_BHTK, k_BHTK, v_BHTK = (
+            linear(states_BTD).view(rows, positions, -1, self.head_width).transpose(1, 2)
+            for linear in (self.query, self.key, self.value)
+        )
+        return rotated(self.query_norm(q_BHTK), *rotation), rotated(self.key_norm(k_BHTK), *rotation), v_BHTK
 
 
 class GatedMLP(nn.Module):
@@ -267,17 +313,44 @@ class Outputs:
         return self.head(self.hidden_BTD[rows][:, positions]).float().detach()
 
 
-def rotary(
-    seq_len: int, *, head_width: int, base: float, device: torch.device, positions_BT: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def rotary_frequencies(
+    head_width: int, *, base: float, scaling: Mapping[str, float | str] | None = None, device: torch.device | None = None
+) -> Float[Tensor, "P"]:
+    """Return the angle by which each pair of channels turns from one position to the next.
+
+    Scaling "linear" divides all by `factor`; "llama3" divides slow ones (whose wave is longer than the original context over
+    `low_freq_factor`), leaves fast ones and blends between. Raises ConfigError for any other kind or a missing number.
+    Paper: Su et al. (2021); Grattafiori et al. (2024), "The Llama 3 herd of models", for the blend.
+    """
+    channels = torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width
+    plain_P = 1.0 / base**channels
+    if scaling is None:
+        return plain_P
+    kind = scaling.get("rope_type", scaling.get("type"))
+    needed = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor", _ORIGINAL)}
+    if kind not in needed:
+        raise ConfigError(f"rope_scaling: the kind {kind!r} is not known; known: {', '.join(needed)}")
+    missing = [name for name in needed[str(kind)] if not isinstance(scaling.get(name), int | float)]
+    if missing:
+        raise ConfigError(f"rope_scaling {kind!r} needs numbers for: {', '.join(missing)}")
+    factor = float(scaling["factor"])
+    if kind == "linear":
+        return plain_P / factor
+    low, high, original = (float(scaling[name]) for name in ("low_freq_factor", "high_freq_factor", _ORIGINAL))
+    turns_P = original * plain_P / (2 * math.pi)  # over the original context
+    kept_P = ((turns_P - low) / (high - low)).clamp(0, 1)
+    return plain_P * (kept_P + (1 - kept_P) / factor)
+
+
+_ORIGINAL = "original_max_position_embeddings"
+
+
+def rotary(positions_BT: Int[Tensor, "B T"], frequencies_P: Float[Tensor, "P"]) -> tuple[Tensor, Tensor]:
     """Return cosine and signed sine of every position and channel, shaped to multiply (B, H, T, K).
 
     The sine of the first half is negative: there `rotated` subtracts.
     """
-    channels = torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width
-    if positions_BT is None:
-        positions_BT = torch.arange(seq_len, device=device)[None]
-    angles = positions_BT[..., None].float() / base**channels
+    angles = positions_BT[..., None].float() * frequencies_P
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
@@ -289,12 +362,13 @@ def rotated(states_BHTK: Float[Tensor, "B H T K"], cos: Tensor, signed_sin: Tens
     return torch.addcmul(states_BHTK * cos, swapped, signed_sin).to(states_BHTK.dtype)
 
 
-def attention_mask(documents_BT: Int[Tensor, "B T"], *, causal: bool) -> Bool[Tensor, "B 1 T T"]:
-    """Return which position sees which: its own document only, and if causal nothing later."""
+def attention_mask(documents_BT: Int[Tensor, "B T"], *, causal: bool, window: int | None = None) -> Bool[Tensor, "B 1 T T"]:
+    """Return which position sees which: its own document only, if causal nothing later, no further back than the window."""
     seen_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
     if causal:
         length = documents_BT.shape[1]
-        seen_BTT = seen_BTT & torch.ones(length, length, dtype=torch.bool, device=seen_BTT.device).tril()
+        earlier_TT = torch.ones(length, length, dtype=torch.bool, device=seen_BTT.device).tril()
+        seen_BTT = seen_BTT & (earlier_TT if window is None else earlier_TT.triu(1 - window))
     return seen_BTT[:, None]
 
 
@@ -324,8 +398,8 @@ class _Builder:
 
         return default_with_role(role, default) if role.part == "head" else self._fill("linear", role, default, sizes=sizes)
 
-    def norm(self, role: Role) -> nn.Module:
-        return default_with_role(role, lambda: nn.RMSNorm(self.config.width, eps=self.config.norm_eps))
+    def norm(self, role: Role, *, width: int | None = None) -> nn.Module:
+        return default_with_role(role, lambda: nn.RMSNorm(width or self.config.width, eps=self.config.norm_eps))
 
     def block_norms(self, layer: int, siblings: Mapping[str, nn.Module]) -> nn.ModuleList:
         def default() -> nn.Module:
