@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src/seedbed"
 FILES = sorted(SOURCE.rglob("*.py"))
 ON_A_DEVICE = {"seedbed.nca.rollout_torch"}  # experiments hands it to a source; nothing in its room imports it
-LIGHT = ["core", "nca", "sources", "curate", "mixture", "packing", "views", "schedules", "report", "tokenizers"]
+LIGHT = ["core", "nca", "sources", "curate", "mixture", "packing", "views", "schedules", "report", "tokenizers", "trackers"]
 
 
 @pytest.mark.parametrize("room", LIGHT)

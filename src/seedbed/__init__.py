@@ -1,7 +1,7 @@
 """seedbed pre-trains language models on less data and less compute, and says honestly whether it worked.
 
 Every command is one function: `seedbed.prepare`, `seedbed.run`, `seedbed.compare`, `seedbed.evaluate_text`, `seedbed.sample`,
-`seedbed.tune`, `seedbed.learnability_map`, `seedbed.inspect`.
+`seedbed.tune`, `seedbed.learnability_map`, `seedbed.inspect`, `seedbed.diff`, `seedbed.export`, `seedbed.track`.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +23,9 @@ _COMMANDS = {
     "sample": "seedbed.experiments.commands",
     "prepare": "seedbed.experiments.prepare",
     "inspect": "seedbed.experiments.inspection",
+    "diff": "seedbed.experiments.difference",
+    "export": "seedbed.experiments.export",
+    "track": "seedbed.experiments.tracking",
 }
 __all__ = ["__version__", *_COMMANDS]
 

@@ -74,6 +74,10 @@ DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]
 PrecisionOption = Annotated[Precision | None, typer.Option(help="Number type; the recipe's, unless said.")]
 LocalCode = Annotated[bool, typer.Option("--allow-local-code", help="Let `kind: ./file.py:Class` run that file.")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved recipe and stop.")]
+Track = Annotated[
+    list[str] | None, typer.Option("--track", help="Let tensorboard, wandb or trackio follow metrics.jsonl; repeatable.")
+]
+DataWorkers = Annotated[int | None, typer.Option(help="Processes that make rows ahead; changes no row.", min=0)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Build everything, print time, memory and tokens, and stop.")]
 
 
@@ -152,6 +156,9 @@ def run(
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = None,
     threads: Annotated[int | None, typer.Option(help="Processor threads; all, unless said.", min=1)] = None,
+    data_workers: DataWorkers = None,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="On a GPU: exact to the bit, and slower.")] = False,
+    track: Track = None,
     print_config: PrintConfig = False,
     dry_run: DryRun = False,
     allow_local_code: LocalCode = False,
@@ -170,6 +177,8 @@ def run(
         "device": device.value,
         "precision": precision.value if precision else None,
         "threads": threads,
+        "data_workers": data_workers or 0,
+        "deterministic": deterministic,
     }
     if print_config:
         print(commands.plan_run(recipe, **settings).to_yaml(), end="")
@@ -177,7 +186,7 @@ def run(
     if dry_run:
         _print_estimate(commands.plan_run(recipe, **settings), as_json=as_json)
         return
-    result = commands.run(recipe, out=out, say=partial(print, flush=True), **settings)
+    result = commands.run(recipe, out=out, say=partial(print, flush=True), track=track or (), **settings)
     print(f"page: {result.folder / 'report.html'}")
     if as_json:
         print(json.dumps(result.final))
@@ -531,20 +540,81 @@ def resume(
         list[str] | None,
         typer.Option(metavar="STREAM:A=0.7,B=0.3", help="Other weights for a run's mixture from here on; repeatable."),
     ] = None,
+    threads: Annotated[int | None, typer.Option(help="Of a run: other than it was begun with.", min=1)] = None,
+    micro_batch_size: Annotated[int | None, typer.Option(help="Of a run: rows at a time, in every stage.", min=1)] = None,
+    data_workers: DataWorkers = None,
+    inexact: Annotated[
+        bool, typer.Option("--inexact", help="Allow another layout where it changes draws, so exactness is lost.")
+    ] = False,
+    track: Track = None,
     allow_local_code: LocalCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Go on with a run or a study where it stopped."""
+    """Go on with a run or a study where it stopped, with everything as it was."""
     _local_code(allow_local_code)
     from seedbed.experiments import commands, console
     from seedbed.experiments.comparison import Comparison
+    from seedbed.experiments.run import Sitting
 
-    found = commands.resume(folder, jobs=jobs, watch=console.Lines().watch, weights=_weights(weights))
+    sitting = Sitting(
+        threads=threads,
+        micro_batch_size=micro_batch_size,
+        data_workers=data_workers,
+        inexact=inexact,
+        track=tuple(track or ()),
+    )
+    found = commands.resume(folder, jobs=jobs, watch=console.Lines().watch, weights=_weights(weights), sitting=sitting)
     if isinstance(found, Comparison):
         print(f"verdict: {found.verdict}")
     print(f"page: {found.folder / 'report.html'}")
     if as_json:
         print(json.dumps(found.data if isinstance(found, Comparison) else found.final))
+
+
+@app.command()
+def track(
+    folder: Annotated[Path, typer.Argument(help="A run folder, finished or not.")],
+    to: Annotated[list[str], typer.Option(help="tensorboard, wandb or trackio; repeatable.")],
+) -> None:
+    """Send a run's metrics.jsonl to a service."""
+    from seedbed.experiments.tracking import track as send
+
+    send(folder, to)
+
+
+@app.command()
+def diff(
+    one: Annotated[Path, typer.Argument(help="A run folder.")],
+    other: Annotated[Path, typer.Argument(help="Another run folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what differs between two runs: recipe, data, code, environment, layout, numbers."""
+    from dataclasses import asdict
+
+    from seedbed.experiments import difference
+
+    found = difference.diff(one, other)
+    print(json.dumps(asdict(found), default=str) if as_json else difference.as_text(found))
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; never overwritten.")],
+    to: Annotated[str, typer.Option(help="hf (opens with transformers), or safetensors (opens with seedbed).")] = "hf",
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's model as a folder that other tools open, with a card of what it is."""
+    from dataclasses import asdict
+
+    from seedbed.experiments.export import export as write
+
+    found = write(folder, out, to=to)
+    if as_json:
+        print(json.dumps(asdict(found), default=str))
+        return
+    for name, value in asdict(found).items():
+        print(f"{name}: {value}")
 
 
 @app.command()

@@ -20,11 +20,13 @@ from seedbed.core.protocols import (
     Source,
     Tokenizer,
     TokenStore,
+    TrackerKind,
     View,
 )
 from seedbed.core.records import Draw, Key, Progress, Row
+from seedbed.engine.precision import PRECISIONS
 from seedbed.experiments import commands
-from seedbed.experiments.assemble import rooms
+from seedbed.experiments.assemble import layout_free, rooms
 from seedbed.experiments.prepare import prepare
 from seedbed.experiments.recipe import load
 from seedbed.experiments.tokenizing import train
@@ -38,6 +40,7 @@ PROMISES = {
     "views": View,
     "objectives": Objective,
     "schedules": Schedule,
+    "trackers": TrackerKind,
 }
 
 
@@ -172,37 +175,99 @@ def _variants():
     }
     out = [(r, n, {paths[r]: n}) for r, n in PARTS if r in paths]
     out += [("sources", n, {"streams.text.source": n}) for n in _of("sources") if n == "shards"]
+    out += [("sources", n, {}) for n in _of("sources") if n != "shards"]  # all others train in the tiny recipe
+    out += [("precision", n, {}) for n in PRECISIONS if n != "auto"]
     out += [("views", n, {"streams.text.views": [*([] if n == "next_token" else [n]), "next_token"]}) for n in _of("views")]
     out += [("objectives", n, {"stages.text.objective": [n]}) for n in _of("objectives")]
     out += [("layers", n, {"model.layers": {"linear": n}}) for n in _of("layers")]
+    out += [("models", n, {"model.kind": n}) for n in _of("models")]
     return out
+
+
+DATA_ROOMS = ("sources", "tokenizers", "packing", "mixture", "views")
+TRAINED_IN_TINY = {"nca", "text"}  # the sources of the two stages of the recipe below
+
+
+def test_every_source_trains_in_the_contract():
+    assert set(_of("sources")) == TRAINED_IN_TINY | {"shards"}, "a new source needs a variant of its own"
+
+
+def _settled(room, name, sets, needed, tmp_path):
+    if (room, name) in needed:
+        sets = {path: {"kind": name, **needed[room, name]} for path in sets}
+    if name == "integers":
+        sets = sets | {"streams.text.source.path": str(tmp_path / "numbers.jsonl"), "evaluate.samples": ["1 2"]}
+    return sets
 
 
 @pytest.mark.parametrize(("room", "name", "sets"), _variants(), ids=lambda x: x if isinstance(x, str) else "")
 def test_stopping_and_going_on_is_exact_with_every_part(room, name, sets, recipe, tmp_path, monkeypatch, needed):
-    """2N steps equal N steps, a stop and N steps, bit for bit."""
-    if (room, name) in needed:
-        sets = {path: {"kind": name, **needed[room, name]} for path in sets}
-    if name == "integers":
-        sets |= {"streams.text.source.path": str(tmp_path / "numbers.jsonl"), "evaluate.samples": ["1 2"]}
+    """2N steps equal N steps, a stop and N steps, bit for bit; where rows are made, with another number of data workers."""
     from seedbed.core.errors import InterruptedRunError
     from seedbed.experiments import run as module
-    from seedbed.experiments.run import create, execute
+    from seedbed.experiments.run import Sitting, create, execute
 
-    plan = load(recipe, sets=sets).plan(arm="scratch", seed=0, threads=1)
+    sets = _settled(room, name, sets, needed, tmp_path)
+    precision = name if room == "precision" else None
+    arm, half = ("nca", 9) if name == "nca" else ("scratch", 3)
+    plan = load(recipe, sets=sets).plan(arm=arm, seed=0, threads=1, precision=precision)
     for folder in ("whole", "halves"):
         create(plan, tmp_path / folder, recipe_text="x")
     execute(tmp_path / "whole", say=lambda line: None)
     calls = iter(range(100))
-    monkeypatch.setattr(module._Signals, "stopped", lambda self: next(calls) == 3)
+    monkeypatch.setattr(module._Signals, "stopped", lambda self: next(calls) == half)
+    with pytest.raises(InterruptedRunError):
+        execute(tmp_path / "halves", say=lambda line: None)
+    monkeypatch.undo()
+    sitting = Sitting(data_workers=1) if room in DATA_ROOMS else None
+    commands.resume(tmp_path / "halves", say=lambda line: None, sitting=sitting)
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        whole, halves = ((tmp_path / f / "checkpoints/final" / file).read_bytes() for f in ("whole", "halves"))
+        assert whole == halves
+    final = json.loads((tmp_path / "whole/final.json").read_text())
+    assert final["ledger"]["text"]["train"]["flops_run"] > 0
+
+
+IN_THE_FORWARD = ("objectives", "layers", "models")
+
+
+@pytest.mark.parametrize(
+    ("room", "name", "sets"), [v for v in _variants() if v[0] in IN_THE_FORWARD], ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_micro_batches_change_a_layout_free_part_by_rounding_only(room, name, sets, recipe, tmp_path):
+    """And what is not layout-free says so, and is refused another layout on resume (tests/experiments/test_layout.py)."""
+    plan = load(recipe, sets=sets).plan(arm="scratch", seed=0, threads=1)
+    if not layout_free(plan):
+        pytest.skip(f"{name} says that it is not layout-free")
+    losses = []
+    for size in (4, 1, 3):
+        out = tmp_path / str(size)
+        sets = sets | {"stages.text.micro_batch_size": size}
+        commands.run(recipe, out=out, arm="scratch", sets=sets, threads=1, say=lambda line: None)
+        losses.append([json.loads(x)["loss_nats"] for x in (out / "metrics.jsonl").read_text().splitlines()])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[2] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_on_a_gpu_going_on_is_exact_if_deterministic_and_close_if_not(deterministic, recipe, tmp_path, monkeypatch):
+    from seedbed.core.errors import InterruptedRunError
+    from seedbed.experiments import run as module
+    from seedbed.experiments.run import create, execute
+
+    plan = load(recipe).plan(arm="nca", seed=0, device="cuda", deterministic=deterministic)
+    for folder in ("whole", "halves"):
+        create(plan, tmp_path / folder, recipe_text="x")
+    execute(tmp_path / "whole", say=lambda line: None)
+    calls = iter(range(100))
+    monkeypatch.setattr(module._Signals, "stopped", lambda self: next(calls) == 9)
     with pytest.raises(InterruptedRunError):
         execute(tmp_path / "halves", say=lambda line: None)
     monkeypatch.undo()
     commands.resume(tmp_path / "halves", say=lambda line: None)
-    whole, halves = ((tmp_path / f / "checkpoints/final/model.safetensors").read_bytes() for f in ("whole", "halves"))
-    assert whole == halves
-    final = json.loads((tmp_path / "whole/final.json").read_text())
-    assert final["ledger"]["text"]["train"]["flops_run"] > 0
+    lines = [(tmp_path / f / "metrics.jsonl").read_text().splitlines() for f in ("whole", "halves")]
+    whole, halves = ([json.loads(x)["loss_nats"] for x in part] for part in lines)
+    assert whole == halves if deterministic else whole == pytest.approx(halves, rel=1e-3)  # as docs/continue.md says
 
 
 OFF = [

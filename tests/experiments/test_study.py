@@ -1,10 +1,8 @@
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -222,29 +220,6 @@ def test_an_unfinished_study_has_no_verdict(finished_study, tmp_path):
     (copy / "nca/seed-1/final.json").unlink()
     with pytest.raises(DataError, match="nca/seed-1 has not ended"):
         compared(copy)
-
-
-@pytest.mark.slow
-def test_a_killed_study_goes_on_to_the_same_numbers(finished_study, tmp_path):
-    recipe, whole = finished_study
-    out = tmp_path / "killed"
-    command = [sys.executable, "-m", "seedbed", "compare", str(recipe), "--jobs", "2", "--out", str(out)]
-    study = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(out.glob("*/*/metrics.jsonl")) and study.poll() is None:
-        time.sleep(0.02)
-    study.send_signal(signal.SIGKILL)
-    study.wait()
-    begun = time.monotonic()
-    while time.monotonic() - begun < 30 and list(out.glob("*/*/.lock")) and _alive(out):
-        time.sleep(0.1)  # workers notice that their study is gone, and stop
-    assert not _alive(out), "no worker is left behind"
-    again = commands.resume(out, jobs=2)
-    assert again.data["contrasts"][0]["per_seed"] == whole.data["contrasts"][0]["per_seed"]
-
-
-def _alive(out):
-    pids = [int(p.read_text().split()[0]) for p in out.glob("*/*/.lock")]
-    return [p for p in pids if Path(f"/proc/{p}").exists() and p != os.getpid()]
 
 
 @pytest.mark.slow

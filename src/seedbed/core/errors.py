@@ -14,9 +14,13 @@ class SeedbedError(Exception):
 
 
 class RunFailedError(SeedbedError):
-    """A run stopped by itself: NaN loss, no space left, a killed worker."""
+    """A run stopped by itself: its loss is not finite."""
 
     exit_code = 1
+
+
+class StoppedRunError(RunFailedError):
+    """Stopped by the machine (no space left, a killed worker): nothing about the method, so never recorded as a result."""
 
 
 class ConfigError(SeedbedError, ValueError):

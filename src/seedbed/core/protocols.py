@@ -140,15 +140,22 @@ class Model(Protocol):
 
 @runtime_checkable
 class ModelKind(Protocol):
-    """Settings of a model; `vocab_size` comes from the stream it is built for."""
+    """Settings of a model; `vocab_size` comes from the stream it is built for. `layout_free` as of an Objective."""
 
+    @property
+    def layout_free(self) -> bool: ...
     def build(self, *, vocab_size: int) -> Model: ...
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """A loss that says before the forward how many items it counts, then returns a sum over them."""
+    """A loss that says before the forward how many items it counts, then returns a sum over them.
 
+    `layout_free`: whether micro-batches and ranks change it by rounding alone (no statistics over a batch, no draws inside).
+    """
+
+    @property
+    def layout_free(self) -> bool: ...
     def count(self, batch: Batch) -> float: ...
     def __call__(self, outputs: Outputs, *, batch: Batch) -> Loss: ...
 
@@ -195,6 +202,25 @@ class Evaluator(Protocol):
     """A lent part to scored items."""
 
     def __call__(self, scorer: Scorer, documents: Sequence[Document]) -> list[Item]: ...
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """A sink that follows a run's metrics.jsonl, open for one sitting."""
+
+    where: str  # where the numbers go and how to look at them, in a line
+    held_step: int  # lines up to this run_step are there already, from an earlier sitting; they are not recorded again
+
+    def record(self, line: Mapping[str, Any]) -> None: ...  # a line of metrics.jsonl; its run_step is the x axis
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class TrackerKind(Protocol):
+    """Settings of a service that shows numbers. A run that goes on opens it with the step of its checkpoint as from_step."""
+
+    def check(self) -> None: ...  # raises DataError if its package is missing
+    def open(self, *, folder: Any, name: str, facts: Mapping[str, Any], from_step: int) -> Tracker: ...  # folder: RUN, a Path
 
 
 Log = Callable[[str], None]

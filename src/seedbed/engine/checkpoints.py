@@ -1,11 +1,14 @@
 """Checkpoints: a folder with model.safetensors, optimizer.safetensors and state.json, whole or absent, never a pickle.
 
-state.json carries the SHA-256 of both tensor files, so a flipped bit or a truncated file is found when it is opened.
+state.json carries the SHA-256 of both tensor files and of itself, so a flipped bit or a truncated file is found when it is
+opened; a run then goes back to the checkpoint before.
 """
 
 import json
-from collections.abc import Mapping
-from hashlib import sha256
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +19,20 @@ from torch import Tensor, nn
 from seedbed.core.durable import whole_folder
 from seedbed.core.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
+MODEL, OPTIMIZER, FINAL = "model.safetensors", "optimizer.safetensors", "final"
+_REMEDY = (
+    "an unfinished run goes on from the checkpoint before it with `seedbed resume`; of a finished one put the file back, "
+    "or start the run again"
+)
 
 
 def save_checkpoint(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Write a checkpoint; a crash on the way leaves nothing that looks like one."""
     moments, numbers = _flatten(model, optimizer)
     files = {
-        "model.safetensors": save({name: p.detach().contiguous() for name, p in _named(model)}),
-        "optimizer.safetensors": save(moments),
+        MODEL: save({name: p.detach().contiguous() for name, p in _named(model)}),
+        OPTIMIZER: save(moments),
     }
     content = {
         "format": FORMAT,
@@ -32,21 +40,71 @@ def save_checkpoint(folder: Path, *, model: nn.Module, optimizer: torch.optim.Op
         "optimizer": numbers,
         **state,
     }
+    content["self"] = _own_hash(content)
     with whole_folder(folder) as temporary:
         for name, raw in files.items():
             (temporary / name).write_bytes(raw)
         (temporary / "state.json").write_text(json.dumps(content, indent=1))
 
 
+def _own_hash(content: Mapping[str, Any]) -> str:
+    """Return the hash of all that state.json says but this hash."""
+    said = json.loads(json.dumps({k: v for k, v in content.items() if k != "self"}))  # as it will be read
+    return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return state.json. Raises DataError if it is missing or broken."""
+    """Return state.json. Raises DataError if it is missing, broken or altered."""
     try:
         state = json.loads((folder / "state.json").read_text())
     except (OSError, ValueError) as e:
-        raise DataError(f"the checkpoint {folder} cannot be read: {e}; start the run again") from None
-    if state.get("format") != FORMAT:
-        raise DataError(f"the checkpoint {folder} has format {state.get('format')}, this version reads {FORMAT}")
+        raise DataError(f"the checkpoint {folder} cannot be read: {e}; {_REMEDY}") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else None
+        raise DataError(f"the checkpoint {folder} has format {found}, this version reads {FORMAT}")
+    if state.get("self") != _own_hash(state):
+        raise DataError(f"{folder / 'state.json'} was altered since it was written; {_REMEDY}")
     return state
+
+
+def newest_whole(folder: Path, *, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """Return a run's newest checkpoint that is whole, with its state; a harmed one is named and moved aside.
+
+    The caller holds the run's lock. Raises DataError if there are checkpoints and none is whole.
+    """
+    harmed = ""
+    for checkpoint in _newest_first(folder):
+        try:
+            state = read_state(checkpoint)
+            for name in state["sha256"]:
+                _check_hash(checkpoint, name, state)
+        except DataError as e:
+            harmed = str(e).removesuffix(f"; {_REMEDY}")
+            aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(checkpoint, aside)
+            say(f"note: {harmed}; that checkpoint now stands as {aside.name}, going back to the one before")
+            continue
+        return checkpoint, state
+    aside = sorted(p.name for p in folder.glob("damaged-*"))
+    if harmed:
+        raise DataError(
+            f"no whole checkpoint is left: {harmed}; put a file back (the folder is now {', '.join(aside)}), or resume "
+            "once more to begin with the first step"
+        )
+    if aside:
+        say(f"note: all checkpoints were harmed ({', '.join(aside)}): beginning with the first step")
+    return None
+
+
+def prune(folder: Path, *, keep: set[str], last: int, every: int | None) -> None:
+    """Remove checkpoints but the newest `last`, those at multiples of `every` steps, those named and the final one."""
+    steps = [p for p in _newest_first(folder) if p.name != FINAL]
+    for old in steps[last:]:
+        if old.name not in keep and not (every and int(old.name.removeprefix("step-")) % every == 0):
+            shutil.rmtree(old, ignore_errors=True)
+    for half in folder.glob(".step-*"):  # of a killed run; nobody else writes here
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
@@ -55,7 +113,7 @@ def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: torch.optim.Op
     Raises DataError if a file is missing, altered or does not fit the model.
     """
     state = read_state(folder)
-    weights = _read(folder, "model.safetensors", state)
+    weights = _read(folder, MODEL, state)
     wanted = dict(_named(model))
     if set(weights) != set(wanted):
         odd = sorted(set(weights) ^ set(wanted))
@@ -67,33 +125,52 @@ def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: torch.optim.Op
         for name, parameter in wanted.items():
             parameter.copy_(weights[name])
     if optimizer is not None:
-        _unflatten(model, optimizer, _read(folder, "optimizer.safetensors", state), state["optimizer"])
+        fill_moments(model, optimizer, load_moments(folder))
     return state
+
+
+def load_moments(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what the optimizer kept for every parameter, by the parameter's name: tensors and numbers by key."""
+    state = read_state(folder)
+    found: dict[str, dict[str, Any]] = {}
+    for where, value in {**_read(folder, OPTIMIZER, state), **state["optimizer"]}.items():
+        name, _, key = where.rpartition("|")
+        found.setdefault(name, {})[key] = value
+    return found
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
     """Return the weights of a checkpoint by parameter name."""
-    return _read(folder, "model.safetensors", read_state(folder))
+    return _read(folder, MODEL, read_state(folder))
 
 
 def latest(folder: Path) -> Path | None:
     """Return a run's newest checkpoint, if any: the final one, else that of the last step."""
-    final = folder / "final"
-    return final if final.is_dir() else max(folder.glob("step-*"), default=None)
+    return next(iter(_newest_first(folder)), None)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    final = folder / FINAL
+    return [*([final] if final.is_dir() else []), *sorted(folder.glob("step-*"), reverse=True)]
 
 
 def _named(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in model.state_dict())]
 
 
-def _read(folder: Path, name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+def _check_hash(folder: Path, name: str, state: Mapping[str, Any]) -> None:
     try:
-        raw = (folder / name).read_bytes()
+        with (folder / name).open("rb") as file:
+            found = file_digest(file, "sha256").hexdigest()
     except OSError as e:
-        raise DataError(f"the checkpoint {folder} lacks {name} ({e.strerror}); start the run again") from None
-    if sha256(raw).hexdigest() != state["sha256"][name]:
-        raise DataError(f"{folder / name} was altered or cut since it was written; start the run again")
-    return load(raw)
+        raise DataError(f"the checkpoint {folder} lacks {name} ({e.strerror}); {_REMEDY}") from None
+    if found != state["sha256"][name]:
+        raise DataError(f"{folder / name} was altered or cut since it was written; {_REMEDY}")
+
+
+def _read(folder: Path, name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    _check_hash(folder, name, state)
+    return load((folder / name).read_bytes())
 
 
 def _flatten(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -109,15 +186,14 @@ def _flatten(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[s
     return tensors, numbers
 
 
-def _unflatten(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
-) -> None:
+def fill_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give an optimizer its moments, by the names of the model's parameters; what it had for others is dropped."""
     parameters = dict(model.named_parameters())
     on_device = {p: bool(g.get("fused") or g.get("capturable")) for g in optimizer.param_groups for p in g["params"]}
     optimizer.state.clear()
-    for where, value in {**tensors, **numbers}.items():
-        name, _, key = where.rpartition("|")
+    for name, values in moments.items():
         parameter = parameters[name]
-        beside = isinstance(value, Tensor) and (value.ndim > 0 or on_device[parameter])
-        moved = value.to(parameter.device) if beside else value
-        optimizer.state[parameter][key] = moved
+        for key, value in values.items():
+            beside = isinstance(value, Tensor) and (value.ndim > 0 or on_device[parameter])
+            moved = value.to(parameter.device) if beside else value
+            optimizer.state[parameter][key] = moved

@@ -2,11 +2,12 @@
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from seedbed.core.errors import ConfigError
+from seedbed.engine.ranks import Ranks
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -20,6 +21,7 @@ class Machine:
     device: torch.device
     bfloat16: bool
     threads: int
+    ranks: Ranks = field(default_factory=Ranks)
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
@@ -35,11 +37,14 @@ def settled_device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def prepare_machine(*, device: str, precision: str, threads: int | None, width: int) -> Machine:
+def prepare_machine(
+    *, device: str, precision: str, threads: int | None, width: int, deterministic: bool = False, ranks: Ranks | None = None
+) -> Machine:
     """Set threads, determinism and denormals for this process; return what was chosen.
 
     "auto" takes CUDA where there is one. Precision "auto" takes bfloat16 on a GPU that has it, and on a processor with bf16
-    tiles from a width of BF16_WIDTH on. Raises ConfigError for a device that is not there.
+    tiles from a width of BF16_WIDTH on. A processor always computes deterministically, a GPU if `deterministic` is asked for
+    (slower). Raises ConfigError for a device that is not there.
     """
     device = settled_device(device)
     if device == "cuda" and not torch.cuda.is_available():
@@ -57,8 +62,13 @@ def prepare_machine(*, device: str, precision: str, threads: int | None, width: 
     chosen = threads or available_threads()
     torch.set_num_threads(chosen)
     torch.set_flush_denormal(True)
-    torch.use_deterministic_algorithms(device == "cpu")
-    return Machine(device=torch.device(device), bfloat16=fast, threads=chosen)
+    if deterministic and device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix product is made
+    torch.use_deterministic_algorithms(device == "cpu" or deterministic)
+    ranks = ranks or Ranks()
+    if device == "cuda" and ranks.size > 1:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return Machine(device=torch.device(device), bfloat16=fast, threads=chosen, ranks=ranks)
 
 
 def _has_tiles() -> bool:

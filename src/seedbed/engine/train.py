@@ -2,7 +2,8 @@
 
 A step: if the mixture asks for feedback before the next rows, measure and record it; take rows by their position in the
 stream, count what is asked, add up gradients over micro-batches (each divided by the count of the whole step, so their size
-changes nothing but rounding), clip, step. Evaluation and checkpoints happen between steps.
+changes nothing but rounding; with several ranks each makes its share), clip, step. Evaluation and checkpoints happen between
+steps.
 """
 
 import math
@@ -20,6 +21,7 @@ from seedbed.core.protocols import Objective, Schedule
 from seedbed.core.records import Cost, Loss, Progress
 from seedbed.core.stream import Stream
 from seedbed.engine.batches import collate, pieces
+from seedbed.engine.feed import Feed
 from seedbed.engine.precision import Machine
 
 
@@ -39,7 +41,9 @@ class Stage:
     clip_norm: float | None
     evaluate_every: int
     checkpoint_every: int
+    keep_every: int | None = None  # checkpoints at these steps of the run, beside
     evaluate_at: frozenset[int] = frozenset()  # further steps
+    clock: int = 0  # steps by which the schedule stands further on: those of the stages that it continues
 
 
 @dataclass(kw_only=True)
@@ -68,13 +72,18 @@ def _nobody_measures(name: str) -> None:
     raise AssertionError(f"the mixture asks for a measurement of {name}, and this run makes none")
 
 
-def train(stage: Stage, *, at: Counters, seed: int, machine: Machine, ledger: Ledger, hooks: Hooks) -> None:
+def train(
+    stage: Stage, *, at: Counters, seed: int, machine: Machine, ledger: Ledger, hooks: Hooks, feed: Feed | None = None
+) -> None:
     """Train until the stage's last step, changing model, optimizer, counters and ledger in place.
 
     Raises RunFailedError before a step with a loss or gradient that is not finite, InterruptedRunError after the step in
     which a signal came (a checkpoint is saved then), DataError if a step asks for nothing.
     """
     model, stream = stage.model, stage.stream
+    ranks = machine.ranks
+    feed = feed or Feed(stream, seed=seed, ranks=ranks)
+    end = at.positions[stream.name] + (stage.steps - at.step) * stream.batch_size
     parameters = [p for group in stage.optimizer.param_groups for p in group["params"]]
     while at.step < stage.steps:
         while stream.mixture.wants and (due := stream.due(at.positions[stream.name] + stream.batch_size)) is not None:
@@ -82,21 +91,23 @@ def train(stage: Stage, *, at: Counters, seed: int, machine: Machine, ledger: Le
             hooks.measure(stream.mixture.wants[0], due)
             ledger.charge(stage.name, "evaluate", Cost(seconds=time.perf_counter() - started))
         started = time.perf_counter()
-        rows = stream.rows(at.positions[stream.name], count=stream.batch_size, seed=seed)
+        rows, made_seconds = feed.take(at.positions[stream.name], until=end)
         batch = collate(rows, device=machine.device)
         data_seconds = time.perf_counter() - started
 
         model.train()
-        progress = Progress(step=at.step, steps=stage.steps, run_step=at.run_step)
+        progress = Progress(step=stage.clock + at.step, steps=stage.clock + stage.steps, run_step=at.run_step)
         rate = stage.learning_rate * stage.schedule(progress)
         for group in stage.optimizer.param_groups:
             group["lr"] = rate
-        terms = [(weight, objective, objective.count(batch)) for weight, objective in stage.objectives if weight != 0]
-        if not any(count for _, _, count in terms):
+        used = [(weight, objective) for weight, objective in stage.objectives if weight != 0]
+        counts = ranks.total(*(objective.count(batch) for _, objective in used))
+        terms = [(weight, objective, count) for (weight, objective), count in zip(used, counts, strict=True)]
+        if not any(counts):
             raise DataError(f"step {at.step + 1} of stage {stage.name!r} asks for no token at all; check views and seq_len")
         loss, forward = 0.0, Cost()
         for number, piece in enumerate(pieces(batch, rows=stage.micro_batch_size)):
-            torch.manual_seed(key(seed, stage.name, "dropout", at.step, number) % 2**63)
+            torch.manual_seed(key(seed, stage.name, "dropout", at.step, number * ranks.size + ranks.rank) % 2**63)
             with machine.autocast():
                 outputs = model(piece)
             total = outputs.hidden_BTD.new_zeros((), dtype=torch.float32)
@@ -109,30 +120,33 @@ def train(stage: Stage, *, at: Counters, seed: int, machine: Machine, ledger: Le
             loss += float(total.detach())
             size, length = piece.tokens_BT.shape
             forward += model.cost(rows=size, seq_len=length, counted=int((piece.weights_BT > 0).sum()))
+        ranks.sum_gradients(parameters)
+        made = sum((row.cost for row in rows), Cost())
+        loss, run, ideal, made_run, made_ideal = ranks.total(
+            loss, forward.flops_run, forward.flops_ideal, made.flops_run, made.flops_ideal
+        )
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, stage.clip_norm or math.inf))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            stage.optimizer.zero_grad(set_to_none=True)
-            raise RunFailedError(
+            raise NotFiniteError(
                 f"the loss became {loss} (gradient norm {norm}) at step {at.step + 1} of stage {stage.name!r}, at learning "
-                f"rate {rate:.3g}; likely causes: a learning rate too high, no clipping, bfloat16 with large weights; lower "
-                "the rate or raise the warm-up. The last checkpoint is from before this step"
+                f"rate {rate:.3g}{_first_not_finite(model)}; likely causes: a learning rate too high, no clipping, bfloat16 "
+                f"with large weights, or what the step shows (`seedbed inspect RUN --step {at.run_step + 1}`). The last "
+                "checkpoint is from before this step",
+                run_step=at.run_step + 1,
             )
         stage.optimizer.step()
         stage.optimizer.zero_grad(set_to_none=True)
 
-        tokens = batch.tokens_BT.numel()
+        tokens = batch.tokens_BT.numel() * ranks.size
         at.step += 1
         at.run_step += 1
         at.positions[stream.name] += stream.batch_size
         seconds = time.perf_counter() - started
-        made = sum((row.cost for row in rows), Cost())
-        ledger.charge(
-            stage.name, "generate", Cost(flops_run=made.flops_run, flops_ideal=made.flops_ideal, seconds=data_seconds)
-        )
+        ledger.charge(stage.name, "generate", Cost(flops_run=made_run, flops_ideal=made_ideal, seconds=made_seconds))
         trained = Cost(
             positions=tokens,
-            flops_run=3 * forward.flops_run,
-            flops_ideal=3 * forward.flops_ideal,
+            flops_run=3 * run,
+            flops_ideal=3 * ideal,
             seconds=seconds - data_seconds,
         )
         ledger.charge(stage.name, "train", trained)
@@ -154,11 +168,29 @@ def train(stage: Stage, *, at: Counters, seed: int, machine: Machine, ledger: Le
             line |= hooks.evaluate()
             ledger.charge(stage.name, "evaluate", Cost(seconds=time.perf_counter() - started))
         hooks.record(line)
-        stopped = hooks.should_stop()
-        if stopped or at.step % stage.checkpoint_every == 0 or at.step == stage.steps:
+        stopped = ranks.any(hooks.should_stop())
+        kept = stage.keep_every is not None and at.run_step % stage.keep_every == 0
+        if stopped or kept or at.step % stage.checkpoint_every == 0 or at.step == stage.steps:
             hooks.save()
         if stopped:
             raise InterruptedRunError(
                 f"stopped after step {at.step} of {stage.steps} of stage {stage.name!r}; a checkpoint is saved, "
                 "`seedbed resume` goes on from it"
             )
+
+
+class NotFiniteError(RunFailedError):
+    """A loss or gradient that is not finite; `run_step` is the step of the run that would have used it."""
+
+    def __init__(self, message: str, *, run_step: int) -> None:
+        super().__init__(message)
+        self.run_step = run_step
+
+
+def _first_not_finite(model: Any) -> str:
+    """Name the first parameter whose value or gradient is not finite, from the embedding on."""
+    for name, parameter in model.named_parameters():
+        for what, values in (("the weights", parameter), ("the gradient", parameter.grad)):
+            if values is not None and not bool(torch.isfinite(values).all()):
+                return f", first in {what} of {name}"
+    return ""

@@ -124,6 +124,11 @@ def _amounts(source: Source, corpus: Corpus | None) -> dict[str, float]:
     return known
 
 
+def open_stream(name: str, spec: StreamSpec) -> Stream:
+    """Return a stream, for a data worker."""
+    return build_stream(name, spec).stream
+
+
 def gives_text(spec: StreamSpec) -> bool:
     """Whether a stream's rows are made of documents, so that held-out text can be read with its tokenizer."""
     parts = spec.named_sources.values()
@@ -163,12 +168,12 @@ def build_model(plan: RunPlan, *, vocab_size: int) -> Any:
 
 
 def initialize(
-    model: Any, spec: StageSpec, *, seed: int, old: dict[Role, torch.Tensor] | None, handed_on: bool = False
+    model: Any, spec: StageSpec, *, seed: int, old: Mapping[Role, torch.Tensor] | None, handed_on: bool = False
 ) -> None:
     """Draw a stage's weights anew, as the plan asks; `old` gives the spread if the embedding is to be "trained".
 
     The body of a first stage and the outer weights of the last are paired over arms: both come from the stream "init".
-    `handed_on` says that a later stage takes weights from this one.
+    `handed_on` says that a later stage takes weights from this one and draws some anew.
     """
     std = spec.embedding_std
     if std == "trained":
@@ -197,8 +202,13 @@ def steps_of(plan: RunPlan, spec: StageSpec, model: Any) -> int:
     return max(1, round((wanted or 0) / (3 * each)))
 
 
-def build_stage(plan: RunPlan, spec: StageSpec, built: BuiltStream, model: Any) -> Stage:
-    """Return a stage ready to train; parameters that a `frozen` pattern matches get no gradient."""
+def build_stage(
+    plan: RunPlan, spec: StageSpec, built: BuiltStream, model: Any, *, micro_batch_size: int | None = None, clock: int = 0
+) -> Stage:
+    """Return a stage ready to train; parameters that a `frozen` pattern matches get no gradient.
+
+    `micro_batch_size` wins over the plan's; `clock` are the steps that its schedule has behind it.
+    """
     path = f"stages.{spec.name}"
     frozen = tuple(spec.frozen)
     layers = 1 + max((r.layer for r in model.roles.values() if r.layer is not None), default=-1)
@@ -220,12 +230,21 @@ def build_stage(plan: RunPlan, spec: StageSpec, built: BuiltStream, model: Any) 
         learning_rate=optimizer.learning_rate,
         schedule=schedules.parts.build(spec.schedule, path=f"{path}.schedule"),
         steps=steps,
-        micro_batch_size=spec.micro_batch_size or built.stream.batch_size,
+        micro_batch_size=micro_batch_size or spec.micro_batch_size or built.stream.batch_size,
         clip_norm=spec.clip_norm,
         evaluate_every=max(1, steps // spec.evaluations),
         evaluate_at=frozenset(spec.evaluate_at),
         checkpoint_every=plan.checkpoint_every,
+        keep_every=plan.keep_every,
+        clock=clock,
     )
+
+
+def layout_free(plan: RunPlan) -> bool:
+    """Whether micro-batches and ranks change a run's losses by rounding alone: its model and all objectives must say so."""
+    named = [o for spec in plan.stages for o in spec.objective]
+    parts = [models.parts.build(plan.model, path="model"), *(_objective(o, path="objective")[1] for o in named)]
+    return all(part.layout_free for part in parts)
 
 
 def _objective(spec: Part, *, path: str) -> tuple[float, Any]:
@@ -287,8 +306,8 @@ def _check_patterns(stage: StageSpec, roles: list[Role]) -> None:
 
 def rooms() -> dict[str, Registry]:
     """Return the registries of all rooms by name."""
-    from seedbed import curate, evaluate, scorers, transfer, writers
+    from seedbed import curate, evaluate, scorers, trackers, transfer, writers
     from seedbed.models import layers
 
     found = [sources, curate, tokenizers, packing, mixture, views, models, layers, objectives, optimizers, schedules]
-    return {r.parts.room: r.parts for r in [*found, transfer, scorers, writers, evaluate]}
+    return {r.parts.room: r.parts for r in [*found, transfer, scorers, writers, evaluate, trackers]}

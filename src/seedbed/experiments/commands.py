@@ -13,11 +13,14 @@ from seedbed.engine.checkpoints import latest, load_checkpoint, read_state
 from seedbed.engine.precision import prepare_machine
 from seedbed.evaluate.bits_per_byte import BitsPerByte, summary
 from seedbed.experiments.assemble import build_model, build_stream, check_parts
+from seedbed.experiments.borders import check_givers
 from seedbed.experiments.comparison import Comparison
 from seedbed.experiments.feedback import FILE, append
+from seedbed.experiments.readings import check_held_out
 from seedbed.experiments.recipe import RunPlan, find, load, read_plan
-from seedbed.experiments.run import RunResult, check_held_out, create, execute, finished
+from seedbed.experiments.run import RunResult, Sitting, create, execute, finished
 from seedbed.experiments.study import RunStatus, resume_study
+from seedbed.experiments.tracking import checked_kinds
 from seedbed.mixture.weighted import CHANGED, check_weights
 from seedbed.scorers.own_run import OwnRun
 from seedbed.sources.text import Text
@@ -35,26 +38,45 @@ def plan_run(
     device: str = "auto",
     precision: str | None = None,
     threads: int | None = None,
+    data_workers: int = 0,
+    deterministic: bool = False,
 ) -> RunPlan:
     """Return the checked plan of one run: of a study the control and seed 0, unless said."""
     loaded = load(recipe, scale=scale, sets=sets, corpus=corpus)
-    plan = loaded.plan(arm=arm or loaded.arms[0], seed=seed, device=device, precision=precision, threads=threads)
+    plan = loaded.plan(
+        arm=arm or loaded.arms[0],
+        seed=seed,
+        device=device,
+        precision=precision,
+        threads=threads,
+        data_workers=data_workers,
+        deterministic=deterministic,
+    )
     check_parts(plan)
+    check_givers(plan)
     return plan
 
 
-def run(recipe: str | Path, *, out: str | Path | None = None, say: Callable[[str], None] = print, **settings: Any) -> RunResult:
-    """Train one arm with one seed and return its result; `settings` as for `plan_run`.
+def run(
+    recipe: str | Path,
+    *,
+    out: str | Path | None = None,
+    say: Callable[[str], None] = print,
+    track: Sequence[str] = (),
+    **settings: Any,
+) -> RunResult:
+    """Train one arm with one seed and return its result; `settings` as for `plan_run`, `track` names services that follow.
 
     Raises RefusedError if the run folder exists, RunFailedError for a loss that is not finite.
     """
     plan = plan_run(recipe, **settings)
+    checked_kinds(track)
     for name, spec in plan.streams.items():
         if any(stage.stream == name for stage in plan.stages):
             check_held_out(plan, build_stream(name, spec))  # missing or bad data is found before a folder is made
     folder = Path(out) if out else Path("runs") / plan.name / plan.arm / f"seed-{plan.seed}"
     create(plan, folder, recipe_text=find(str(recipe)).read_text())
-    return execute(folder, say=say)
+    return execute(folder, say=say, sitting=Sitting(track=tuple(track)))
 
 
 def resume(
@@ -64,9 +86,11 @@ def resume(
     say: Callable[[str], None] = print,
     watch: Callable[[list[RunStatus]], None] | None = None,
     weights: Mapping[str, Mapping[str, float]] | None = None,
+    sitting: Sitting | None = None,
 ) -> RunResult | Comparison:
     """Go on with a run or a study where it stopped. A run that was killed before its first checkpoint starts again.
 
+    A run goes on with the threads and micro-batches that it was begun with, unless its `sitting` says otherwise.
     `weights`, stream -> source -> weight, hold for a run's mixture from its next window on; no row is lost or repeated by it.
     """
     folder = Path(folder)
@@ -75,10 +99,12 @@ def resume(
     if (folder / "study.json").is_file():
         if weights:
             raise RefusedError("a study's arms are fixed before its first run; weights can be changed in a single run only")
+        if sitting is not None and sitting != Sitting(track=sitting.track):
+            raise RefusedError("a study's runs go on as they were begun; resume a single run to change how it computes")
         return resume_study(folder, jobs=jobs, watch=watch)
     if weights:
         change_weights(folder, weights)
-    return execute(folder, say=say)
+    return execute(folder, say=say, sitting=sitting)
 
 
 def change_weights(folder: Path, weights: Mapping[str, Mapping[str, float]]) -> None:

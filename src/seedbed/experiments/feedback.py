@@ -23,12 +23,12 @@ FILE = "feedback.jsonl"
 class Feedback:
     """The measurements of a run; fills the history of its streams.
 
-    `until` is the run's step in its checkpoint, `known` the fingerprint there ("" without one). Raises RefusedError if what the
-    checkpoint knew is not there any more.
+    `until` is the run's step in its checkpoint, `known` the fingerprint there ("" without one); only the first rank `writes`.
+    Raises RefusedError if what the checkpoint knew is not there any more.
     """
 
-    def __init__(self, folder: Path, streams: Mapping[str, Stream], *, until: int, known: str) -> None:
-        self._file, self._streams = folder / FILE, streams
+    def __init__(self, folder: Path, streams: Mapping[str, Stream], *, until: int, known: str, writes: bool = True) -> None:
+        self._file, self._streams, self._writes = folder / FILE, streams, writes
         kept = [(stream, m) for stream, m in read_feedback(folder) if m.step < until or m.name == CHANGED]
         if known and known not in (_hash(kept[:n]) for n in range(len(kept) + 1)):
             raise RefusedError(
@@ -38,7 +38,7 @@ class Feedback:
             )
         for name, stream in streams.items():
             stream.history[:] = [m for of, m in kept if of == name]
-        if self._file.is_file():
+        if self._file.is_file() and writes:
             write_whole(self._file, "".join(_line(stream, m) for stream, m in kept))
 
         self._kept = list(kept)
@@ -49,7 +49,8 @@ class Feedback:
 
     def record(self, stream: str, measurement: Measurement) -> None:
         """Write a measurement down, then let the stream's mixture see it."""
-        append(self._file, stream, measurement)
+        if self._writes:
+            append(self._file, stream, measurement)
         self._kept.append((stream, measurement))
         self._streams[stream].history.append(measurement)
 

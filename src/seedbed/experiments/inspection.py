@@ -4,7 +4,7 @@ A row is a function of its address (and of recorded feedback), so a recipe tells
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from seedbed.core.errors import ConfigError, DataError
 from seedbed.core.records import Draw, Row
 from seedbed.experiments.assemble import BuiltStream, build_model, build_stream, steps_of
 from seedbed.experiments.feedback import read_feedback
+from seedbed.experiments.journal import read_lines
 from seedbed.experiments.recipe import RunPlan, load, read_plan
+from seedbed.experiments.run import finished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,8 @@ class ShownStep:
     step_of_stage: int
     stream: str
     rows: list[ShownRow]
+    numbers: dict[str, Any] = field(default_factory=dict)  # its line of metrics.jsonl, if the run has made it
+    failure: str = ""  # why the run failed at this step
 
 
 def inspect(target: str | Path, *, step: int, arm: str | None = None, seed: int = 0, **settings: Any) -> ShownStep:
@@ -61,9 +65,18 @@ def inspect(target: str | Path, *, step: int, arm: str | None = None, seed: int 
     if Path(target).is_dir():
         if not (Path(target) / "resolved.yaml").is_file():
             raise DataError(f"{target} is not a run folder: it has no resolved.yaml; give a run folder or a recipe")
-        return inspect_plan(read_plan(Path(target)), step=step, folder=Path(target))
+        shown = inspect_plan(read_plan(Path(target)), step=step, folder=Path(target))
+        return replace(shown, **_recorded(Path(target), step))
     loaded = load(target, **settings)
     return inspect_plan(loaded.plan(arm=arm or loaded.arms[0], seed=seed), step=step)
+
+
+def _recorded(folder: Path, step: int) -> dict[str, Any]:
+    """What a run folder says of a step: its numbers, and its failure if the run failed there."""
+    lines = (line for _, line in read_lines(folder / "metrics.jsonl"))
+    numbers = next((line for line in lines if line["run_step"] == step), {})
+    final = finished(folder) or {}
+    return {"numbers": numbers, "failure": final.get("error", "") if final.get("run_step") == step else ""}
 
 
 def inspect_plan(plan: RunPlan, *, step: int, folder: Path | None = None) -> ShownStep:
@@ -126,6 +139,9 @@ def as_text(shown: ShownStep, *, characters: int = 400) -> str:
     lines = [
         f"step {shown.step}: step {shown.step_of_stage} of stage {shown.stage}, {len(shown.rows)} rows of stream {shown.stream}"
     ]
+    if shown.failure:
+        lines.append(f"the run failed at this step: {shown.failure}")
+    lines += [f"{name}: {value}" for name, value in shown.numbers.items() if name not in ("stage", "step", "run_step")]
     for row in shown.rows:
         lines.append(
             f"row {row.position}: {row.source}, row {row.index} of it, epoch {row.epoch}, {row.asked} of "

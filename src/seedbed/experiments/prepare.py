@@ -12,16 +12,14 @@ Letters: N documents, T tokens, P permutations.
 import json
 import os
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from itertools import chain
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +30,7 @@ from seedbed.core.durable import locked, sync_folder, whole_folder, write_json, 
 from seedbed.core.errors import ConfigError, DataError, RefusedError, RunFailedError
 from seedbed.core.protocols import Tokenizer
 from seedbed.core.records import Document
+from seedbed.core.workers import worker_pool
 from seedbed.curate.decontaminate import Contamination, Decontaminate
 from seedbed.curate.length import Length
 from seedbed.curate.near_duplicates import NearDuplicates
@@ -308,8 +307,7 @@ def make_units(folder: Path, work: Work, numbers: Sequence[int], *, workers: int
             make_unit(folder, work, number)
             say(f"unit {number + 1} of {len(work.units)}")
         return
-    context = get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(numbers)), context, initializer=_begin_worker, initargs=(folder, work)) as pool:
+    with worker_pool(min(workers, len(numbers)), _keep, folder, work) as pool:
         running: set[Future[int]] = set()
         waiting = list(reversed(numbers))
         try:
@@ -331,21 +329,10 @@ def make_units(folder: Path, work: Work, numbers: Sequence[int], *, workers: int
 _given: tuple[Path, Work] | None = None  # of a worker process, set once
 
 
-def _begin_worker(folder: Path, work: Work) -> None:
-    """Keep what every unit needs; leave Ctrl-C to the parent, and end when it is gone."""
-    import signal
-
-    global _given  # noqa: PLW0603  # a pool hands its workers nothing but arguments
+def _keep(folder: Path, work: Work) -> None:
+    """Keep what every unit needs: a pool hands its workers nothing but arguments."""
+    global _given  # noqa: PLW0603
     _given = (folder, work)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-
-    def end_with_parent() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _make_numbered(number: int) -> int:

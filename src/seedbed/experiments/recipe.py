@@ -19,6 +19,7 @@ from seedbed.core.errors import ConfigError, DataError, nearest
 from seedbed.core.registry import as_json, explain
 
 Part = str | dict[str, Any]
+RUN, HF = "run:", "hf:"  # what `weights.from` may begin with, beside an earlier stage's name
 
 
 class _Strict(BaseModel):
@@ -76,7 +77,10 @@ class StreamSpec(_Strict):
 
 
 class WeightsSpec(_Strict):
-    """What arrives over a stage border. `from` is an earlier stage; patterns address roles."""
+    """What arrives over a stage border; patterns address roles.
+
+    `from` is an earlier stage, run:FOLDER (another run's newest checkpoint; {seed} in it is this run's seed) or hf:FOLDER.
+    """
 
     from_: str = Field(alias="from")
     fresh: list[str] = ["embedding", "head"]
@@ -94,6 +98,7 @@ class StageSpec(_Strict):
     optimizer: Part = "adamw"
     schedule: Part = "cosine"
     weights: WeightsSpec | None = None
+    carry: list[Literal["weights", "moments", "clock"]] = ["weights"]  # what of the giver arrives
     embedding_std: Annotated[float, Field(gt=0)] | Literal["trained"] | None = (
         None  # of a fresh embedding; "trained": the old embedding's own
     )
@@ -178,9 +183,11 @@ class MapSpec(_Strict):
 _ADDED: list[tuple[str, str, Any]] = [
     ("streams", "sources", {}),
     ("stages", "evaluate_at", []),
+    ("stages", "carry", ["weights"]),
     ("evaluate", "sets", {}),
     ("evaluate", "main", None),
 ]
+_WHERE = {"device", "threads", "data_workers", "deterministic", "keep_last", "keep_every"}  # moves no number beyond rounding
 _NO_TUNE = TuneSpec(seeds=[0], grids={})
 
 
@@ -195,11 +202,30 @@ class Recipe(_Strict):
     stages: list[StageSpec] = Field(min_length=1)
     evaluate: EvaluateSpec = EvaluateSpec()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    checkpoint_every: Count = 1000
+    checkpoint_every: Count = 1000  # steps
+    keep_last: int = Field(default=2, ge=1)  # checkpoints; the older one is there in case the newest is harmed
+    keep_every: Count | None = None  # steps of the run whose checkpoints are made and kept
     scales: dict[str, dict[str, Any]] = {}
     study: StudySpec | None = None
     tune: TuneSpec | None = None
     map: MapSpec | None = None
+
+    @staticmethod
+    def _check_border(stage: "StageSpec", earlier: list[str]) -> None:
+        path = f"stages.{stage.name}"
+        if stage.weights is None:
+            if stage.carry != ["weights"]:
+                raise ValueError(f"{path}.carry: nothing arrives without `weights: {{from: ...}}`")
+            return
+        giver = stage.weights.from_
+        if giver not in earlier and not giver.startswith((RUN, HF)):
+            raise ValueError(
+                f"{path}.weights.from: no earlier stage {giver!r}; {nearest(giver, earlier)} (or run:FOLDER, hf:FOLDER)"
+            )
+        if not stage.carry or len(set(stage.carry)) < len(stage.carry):
+            raise ValueError(f"{path}.carry: names each of weights, moments, clock once at most, and one at least")
+        if giver.startswith(HF) and stage.carry != ["weights"]:
+            raise ValueError(f"{path}.carry: a model folder has weights only, no moments and no clock")
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
@@ -211,11 +237,7 @@ class Recipe(_Strict):
                 raise ValueError(
                     f"stages.{stage.name}.stream: no stream {stage.stream!r}; {nearest(stage.stream, self.streams)}"
                 )
-            if stage.weights and stage.weights.from_ not in names[:i]:
-                raise ValueError(
-                    f"stages.{stage.name}.weights.from: no earlier stage {stage.weights.from_!r}; "
-                    f"{nearest(stage.weights.from_, names[:i])}"
-                )
+            self._check_border(stage, names[:i])
             if stage.embedding_std == "trained" and stage.weights is None:
                 raise ValueError(
                     f"stages.{stage.name}.embedding_std: 'trained' needs weights from an earlier stage; give a number"
@@ -245,14 +267,18 @@ class RunPlan(_Strict):
     stages: list[StageSpec]
     evaluate: EvaluateSpec
     checkpoint_every: Count
+    keep_last: int = Field(default=2, ge=1)
+    keep_every: Count | None = None
     main_stage: str
     device: str = "auto"
     precision: str = "auto"
     threads: int | None = None
+    data_workers: int = Field(default=0, ge=0)
+    deterministic: bool = False
 
     def fingerprint(self) -> str:
         """Return a hash of everything that decides the numbers; where it computes is left out."""
-        facts = self.model_dump(by_alias=True, exclude={"device", "threads"})
+        facts = self.model_dump(by_alias=True, exclude=_WHERE)
         for where, name, default in _ADDED:  # a plan from before a setting existed keeps its hash
             for spec in facts[where].values() if where == "streams" else facts[where] if where == "stages" else [facts[where]]:
                 if spec[name] == default:
@@ -356,6 +382,8 @@ class Loaded:
         device: str = "auto",
         precision: str | None = None,
         threads: int | None = None,
+        data_workers: int = 0,
+        deterministic: bool = False,
     ) -> RunPlan:
         """Return one run's plan. `changes` are further settings (of a tuning trial or an A/A study)."""
         tree = copy.deepcopy(self.tree)
@@ -381,11 +409,13 @@ class Loaded:
             "arm": arm,
             "seed": seed,
             "evaluate": checked.evaluate.model_dump(mode="json"),
-            "checkpoint_every": checked.checkpoint_every,
+            **{name: getattr(checked, name) for name in ("checkpoint_every", "keep_last", "keep_every")},
             "main_stage": main,
             "device": device,
             "precision": precision or self.recipe.precision,
             "threads": threads,
+            "data_workers": data_workers,
+            "deterministic": deterministic,
         }
         if main not in [s.name for s in checked.stages]:
             raise ConfigError(f"arm {arm}: its main stage {main!r} is gone; name another under study.main_stage")

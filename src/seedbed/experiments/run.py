@@ -8,42 +8,58 @@ items.jsonl, final.json and report.html (and feedback.jsonl, if a mixture asked 
 import errno
 import json
 import os
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from seedbed import models
 from seedbed.core.draws import key
 from seedbed.core.durable import locked, write_json, write_whole
-from seedbed.core.errors import ConfigError, DataError, InterruptedRunError, RefusedError, RunFailedError
+from seedbed.core.errors import DataError, InterruptedRunError, RefusedError, RunFailedError, StoppedRunError
 from seedbed.core.ledger import Ledger
-from seedbed.core.records import Cost, Document, Measurement, Role
-from seedbed.engine.checkpoints import latest, load_checkpoint, load_weights, read_state, save_checkpoint
-from seedbed.engine.held_out import likeliest, row_nats
-from seedbed.engine.precision import Machine, prepare_machine
-from seedbed.engine.train import Counters, Hooks, Stage, train
-from seedbed.evaluate.bits_per_byte import BitsPerByte, summary
-from seedbed.evaluate.frame_completion import frame_completion
-from seedbed.evaluate.rule_inference import after_first_frame, rule_inference
-from seedbed.experiments.assemble import BuiltStream, build_model, build_stage, build_stream, held_out_sets, initialize
+from seedbed.core.records import Cost, Document, Measurement
+from seedbed.engine.checkpoints import FINAL, latest, load_checkpoint, newest_whole, prune, read_state, save_checkpoint
+from seedbed.engine.feed import Feed
+from seedbed.engine.precision import prepare_machine
+from seedbed.engine.ranks import Ranks, join_ranks
+from seedbed.engine.train import Counters, Hooks, NotFiniteError, Stage, train
+from seedbed.experiments.assemble import (
+    BuiltStream,
+    build_model,
+    build_stage,
+    build_stream,
+    held_out_sets,
+    initialize,
+    layout_free,
+    open_stream,
+)
+from seedbed.experiments.borders import carry_moments, cross, described, open_giver
 from seedbed.experiments.environment import commit, environment
 from seedbed.experiments.feedback import Feedback
+from seedbed.experiments.journal import Log, Metrics
+from seedbed.experiments.readings import (
+    against_floors,
+    check_held_out,
+    floor_line,
+    framed,
+    mixture_facts,
+    on_unseen_rules,
+    packing_facts,
+    test_numbers,
+    text_numbers,
+    up_to,
+)
 from seedbed.experiments.recipe import RunPlan, StageSpec, read_plan
+from seedbed.experiments.tracking import Trackers
 from seedbed.report.page import write_run_page
-from seedbed.scorers.own_run import OwnRun
-from seedbed.transfer.rules import Rules
 from seedbed.writers.sample import Sample
 
-_COMPLETED_ROWS = 32  # held-out rows of an automaton stage whose frames are completed
 PARENT = "SEEDBED_PARENT"  # process number of a study; a run whose study is gone stops as if by a signal
 
 
@@ -56,7 +72,14 @@ class RunResult:
 
 
 def create(plan: RunPlan, folder: Path, *, recipe_text: str) -> None:
-    """Lay down a new run folder. Raises RefusedError if there is one already."""
+    """Lay down a new run folder; of several ranks the first does. Raises RefusedError if there is one already."""
+    ranks = join_ranks()
+    if ranks.first:
+        _lay_down(plan, folder, recipe_text=recipe_text)
+    ranks.wait()
+
+
+def _lay_down(plan: RunPlan, folder: Path, *, recipe_text: str) -> None:
     if folder.exists() and any(p for p in folder.iterdir() if not p.name.startswith(".")):
         raise RefusedError(
             f"{folder} exists already and nothing is overwritten; continue it with `seedbed resume {folder}`, "
@@ -66,30 +89,63 @@ def create(plan: RunPlan, folder: Path, *, recipe_text: str) -> None:
     write_whole(folder / "recipe.yaml", recipe_text)
 
 
-def execute(folder: Path, *, say: Callable[[str], None] = print) -> RunResult:
+@dataclass(frozen=True, kw_only=True)
+class Sitting:
+    """How this sitting computes, where it is another than the plan or the checkpoint says; it moves no row.
+
+    Micro-batches and ranks change a run by rounding alone if all its parts are layout-free. If they are not, and for threads
+    of such a run too, `inexact` must allow it.
+    """
+
+    threads: int | None = None
+    micro_batch_size: int | None = None  # of every stage
+    data_workers: int | None = None
+    inexact: bool = False
+    track: tuple[str, ...] = ()
+
+
+def execute(folder: Path, *, say: Callable[[str], None] = print, sitting: Sitting | None = None) -> RunResult:
     """Start, or go on with, the run of a folder until it is finished, and return its result.
 
-    A finished run is returned as it is. Raises RunFailedError for a loss that is not finite (recorded in final.json first) and
-    when nothing can be written (not recorded), InterruptedRunError after a signal, and whatever its data raise.
+    A finished run is returned as it is. Raises RunFailedError for a loss that is not finite (recorded in final.json first),
+    StoppedRunError when nothing can be written or a worker was killed (not recorded), InterruptedRunError after a signal,
+    RefusedError for what would not be the same run, and whatever its data raise.
     """
     plan = read_plan(folder)
-    with locked(folder):
-        done = finished(folder)
+    sitting = sitting or Sitting()
+    ranks = join_ranks()
+    with locked(folder) if ranks.first else nullcontext():
+        done = ranks.from_first(finished(folder) if ranks.first else None)
         if done is not None and done["status"] == "done":
-            if not (folder / "report.html").is_file():
+            if ranks.first and not (folder / "report.html").is_file():
                 write_run_page(folder)
             return RunResult(folder=folder, final=done)
-        with _Signals() as signals, _Log(folder / "log.txt", say) as log:
+        with (
+            _Signals() as signals,
+            Log(folder / "log.txt", say) if ranks.first else nullcontext(_silent) as log,
+            Trackers(sitting.track if ranks.first else (), say=log) as trackers,
+        ):
             try:
-                final = _run(plan, folder, signals=signals, log=log)
+                final = ranks.from_first(
+                    _run(plan, folder, sitting=sitting, ranks=ranks, signals=signals, log=log, trackers=trackers)
+                )
+            except StoppedRunError as e:  # nothing about the method: not recorded as a result, to be resumed
+                log(f"stopped: {e}")
+                raise
             except RunFailedError as e:
                 log(f"failed: {e}")
-                write_json(folder / "final.json", {"status": "failed", "error": str(e), **_identity(plan)})
+                if ranks.first:
+                    facts = {"run_step": e.run_step} if isinstance(e, NotFiniteError) else {}
+                    write_json(folder / "final.json", {"status": "failed", "error": str(e), **facts, **_identity(plan)})
                 raise
-            except OSError as e:  # nothing about the method: not recorded as a result, to be resumed
+            except OSError as e:
                 log(f"stopped: {_no_space(e, folder)}")
                 raise _no_space(e, folder) from e
     return RunResult(folder=folder, final=final)
+
+
+def _silent(line: str) -> None:
+    """Say nothing: the first rank speaks."""
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
@@ -103,25 +159,48 @@ def finished(folder: Path) -> dict[str, Any] | None:
         raise DataError(f"{file} is broken ({e}); remove it and resume the run") from None
 
 
-def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str], None]) -> dict[str, Any]:
-    last = latest(folder / "checkpoints")
+def _run(
+    plan: RunPlan,
+    folder: Path,
+    *,
+    sitting: Sitting,
+    ranks: Ranks,
+    signals: "_Signals",
+    log: Callable[[str], None],
+    trackers: Trackers,
+) -> dict[str, Any] | None:
+    """Return final.json (on the first rank)."""
+    newest = newest_whole(folder / "checkpoints", say=log) if ranks.first else None
+    last: Path | None = ranks.from_first(newest[0] if newest else None)
     state = read_state(last) if last else None
-    threads = state["threads"] if state else plan.threads
+    layout = _layout(plan, sitting, ranks, known=state["layout"] if state else None, log=log)
     width = getattr(models.parts.build(plan.model, path="model"), "width", 0)
-    machine = prepare_machine(device=plan.device, precision=plan.precision, threads=threads, width=width)
+    machine = prepare_machine(
+        device=plan.device,
+        precision=plan.precision,
+        threads=layout["threads"],
+        width=width,
+        deterministic=plan.deterministic,
+        ranks=ranks,
+    )
+    layout["threads"] = machine.threads
     facts = environment(machine)
-    write_json(folder / "env.json", facts)
+    if ranks.first:
+        write_json(folder / "env.json", facts)
     kind = "bfloat16" if machine.bfloat16 else "float32"
-    log(f"{plan.name}, arm {plan.arm}, seed {plan.seed}: {machine.device.type}, {kind}, {machine.threads} thread(s)")
+    log(
+        f"{plan.name}, arm {plan.arm}, seed {plan.seed}: {machine.device.type}, {kind}, {machine.threads} thread(s)"
+        f"{f', {ranks.size} ranks' if ranks.size > 1 else ''}"
+    )
     if state:
         _check_same(plan, state, facts, log=log)
-        log(f"going on after step {state['counters']['run_step']}")
+        log(f"going on after step {state['counters']['run_step']}: weights, moments, clock and rows as they were")
 
     streams = {spec.stream: plan.streams[spec.stream] for spec in plan.stages}
     built = {name: build_stream(name, spec, device=machine.device) for name, spec in streams.items()}
     data = {name: b.fingerprint() for name, b in built.items()}
     for b in built.values():
-        for source, used in _packing_facts(b).items():
+        for source, used in packing_facts(b).items():
             if max(used["padding_share"], used["cropped_share"]) >= 0.001:
                 log(
                     f"packing {source}: {used['padding_share']:.2%} padding, {used['cropped_share']:.2%} of the tokens left out"
@@ -134,16 +213,21 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
         )
     counters = Counters(**state["counters"]) if state else Counters(positions=dict.fromkeys(built, 0))
     ledger = Ledger.from_json(state["ledger"]) if state else Ledger()
-    extras: dict[str, Any] = state["extras"] if state else {"transfer": {}, "stage0": {}, "borders": {}}
+    extras: dict[str, Any] = state["extras"] if state else {n: {} for n in ("transfer", "givers", "clock", "stage0", "borders")}
     for b in built.values():
         check_held_out(plan, b)
+    ranks.wait()  # nobody writes below while another still reads
     feedback = Feedback(
         folder,
         {name: b.stream for name, b in built.items()},
         until=counters.run_step,
         known=state.get("feedback", "") if state else "",
+        writes=ranks.first,
     )
-    metrics = _Metrics(folder / "metrics.jsonl", keep=counters.run_step, say=log)
+    trackers.open(folder, plan=plan, from_step=counters.run_step)
+    metrics = (
+        Metrics(folder / "metrics.jsonl", keep=counters.run_step, say=log, follow=trackers.record) if ranks.first else None
+    )
 
     model: Any = None
     while counters.stage < len(plan.stages):
@@ -151,28 +235,40 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
         stream = built[spec.stream]
         model = build_model(plan, vocab_size=stream.stream.vocab_size).to(machine.device)
         going_on = state is not None and counters.step > 0
-        old = None if going_on or not spec.weights else _old_weights(plan, spec, extras["borders"], folder)
-        handed_on = any(s.weights and s.weights.from_ == spec.name for s in plan.stages)
-        initialize(model, spec, seed=plan.seed, old=old, handed_on=handed_on)
-        if spec.weights and old is not None:
-            rules = Rules(fresh=tuple(spec.weights.fresh), redraw=tuple(spec.weights.redraw), keep=tuple(spec.weights.keep))
-            extras["transfer"][spec.name] = rules(dict(model.named_parameters()), roles=model.roles, old=old, seed=plan.seed)
-        stage = build_stage(plan, spec, stream, model)
+        crosses = spec.weights is not None and not going_on
+        giver = open_giver(plan, spec, folder=folder, borders=extras["borders"]) if crosses else None
+        handed_on = any(s.weights and s.weights.from_ == spec.name and s.weights.fresh for s in plan.stages)
+        initialize(model, spec, seed=plan.seed, old=giver.weights if giver else None, handed_on=handed_on)
+        if giver is not None:
+            extras["transfer"][spec.name] = cross(model, spec, giver, seed=plan.seed)
+            extras["givers"][spec.name] = {"from": giver.name, "carry": spec.carry, "sha256": giver.fingerprint}
+            extras["clock"][spec.name] = giver.clock
+        micro, clock = layout["micro_batch_size"].get(spec.name), extras["clock"].get(spec.name, 0)
+        stage = build_stage(plan, spec, stream, model, micro_batch_size=micro, clock=clock)
+        if giver is not None:
+            actions = extras["transfer"][spec.name]
+            moments = carry_moments(model, stage.optimizer, giver, actions)
+            log(described(spec, giver, actions, moments=moments, steps=stage.steps))
         if going_on and last is not None:
             load_checkpoint(last, model=model, optimizer=stage.optimizer)
-        state = None
+        state = giver = None
 
         sets = held_out_sets(plan, stream)
-        valid = {name: _up_to(corpus.documents("valid"), plan.evaluate.valid_bytes) for name, corpus in sets.items()}
+        valid = {name: up_to(corpus.documents("valid"), plan.evaluate.valid_bytes) for name, corpus in sets.items()}
 
         def evaluate(
-            stream: BuiltStream = stream, model: Any = model, valid: dict[str, list[Document]] = valid, spec: StageSpec = spec
+            stream: BuiltStream = stream,
+            model: Any = model,
+            valid: dict[str, list[Document]] = valid,
+            spec: StageSpec = spec,
         ) -> dict[str, Any]:
+            if not ranks.first:
+                return {}
             if stream.tokenizer is None:
-                return _on_unseen_rules(plan, spec, stream, model, machine) if _framed(stream) else {}
+                return on_unseen_rules(plan, spec, stream, model, machine) if framed(stream) else {}
             found = {}
             for name, documents in valid.items():
-                numbers, _, cost = _text_numbers(plan, stream, model, documents)
+                numbers, _, cost = text_numbers(plan, stream, model, documents)
                 ledger.charge(spec.name, "evaluate", cost)
                 found[name] = {k: numbers[k] for k in ("loss_nats", "bits_per_byte")}
             main = {f"valid_{k}": value for k, value in next(iter(found.values())).items()}
@@ -180,11 +276,12 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
 
         def measure(name: str, position: int, stream: BuiltStream = stream, model: Any = model, spec: StageSpec = spec) -> None:
             losses = {}
-            for source, corpus in stream.corpora.items():
-                documents = _up_to(corpus.documents("valid"), plan.evaluate.valid_bytes)
-                numbers, _, cost = _text_numbers(plan, stream, model, documents)
+            for source, corpus in stream.corpora.items() if ranks.first else ():
+                documents = up_to(corpus.documents("valid"), plan.evaluate.valid_bytes)
+                numbers, _, cost = text_numbers(plan, stream, model, documents)
                 ledger.charge(spec.name, "evaluate", cost)
                 losses[source] = numbers["loss_nats"]
+            losses = ranks.from_first(losses)
             feedback.record(
                 stream.stream.name, Measurement(step=counters.run_step, position=position, name=name, values=losses)
             )
@@ -193,6 +290,8 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
             path = folder / "checkpoints" / f"step-{counters.run_step:08d}"
             if counters.step == stage.steps:
                 extras["borders"][stage.name] = path.name
+            if not ranks.first:
+                return
             save_checkpoint(
                 path,
                 model=model,
@@ -204,25 +303,71 @@ def _run(plan: RunPlan, folder: Path, *, signals: "_Signals", log: Callable[[str
                     "feedback": feedback.fingerprint(),
                     "plan": plan.fingerprint(),
                     "data": data,
-                    "threads": machine.threads,
+                    "layout": layout,
                     "environment": _exactness(facts),
                 },
             )
-            _prune(path, keep=_taken_from(plan, extras["borders"]))
+            prune(path.parent, keep=_taken_from(plan, extras["borders"]), last=plan.keep_last, every=plan.keep_every)
 
         log(f"stage {spec.name}: {stage.steps} steps of {stream.stream.batch_size} x {stream.stream.seq_len} tokens")
-        hooks = Hooks(record=metrics, evaluate=evaluate, save=save, should_stop=signals.stopped, measure=measure)
-        train(stage, at=counters, seed=plan.seed, machine=machine, ledger=ledger, hooks=hooks)
-        if _framed(stream) and spec.name not in extras["stage0"]:
+        hooks = Hooks(record=metrics or _unrecorded, evaluate=evaluate, save=save, should_stop=signals.stopped, measure=measure)
+        workers = plan.data_workers if sitting.data_workers is None else sitting.data_workers
+        opener = partial(open_stream, spec.stream, plan.streams[spec.stream])
+        with Feed(stream.stream, seed=plan.seed, workers=workers, opener=opener, ranks=ranks) as feed:
+            train(stage, at=counters, seed=plan.seed, machine=machine, ledger=ledger, hooks=hooks, feed=feed)
+        if ranks.first and framed(stream) and spec.name not in extras["stage0"]:
             started = time.perf_counter()
-            extras["stage0"][spec.name] = found = _against_floors(plan, spec, stream, model, machine)
+            extras["stage0"][spec.name] = found = against_floors(plan, spec, stream, model, machine)
             cost = model.cost(rows=spec.floor_rows, seq_len=stream.stream.seq_len)
             ledger.charge(spec.name, "evaluate", cost + Cost(seconds=time.perf_counter() - started))
-            log(_floor_line(spec.name, found))
+            log(floor_line(spec.name, found))
+        ranks.wait()  # the border's checkpoint is there for all
         counters.stage += 1
         counters.step = 0
+    if metrics is None:
+        return None
+    metrics.close()
+    extras["spikes"] = metrics.spikes
+    return _finish(plan, folder, model=model, built=built, ledger=ledger, extras=extras, log=log)
 
-    return _finish(plan, folder, model=model, built=built, ledger=ledger, extras=extras, machine=machine, log=log)
+
+def _unrecorded(line: dict[str, Any]) -> None:
+    """Write nothing: the first rank writes."""
+
+
+def _layout(
+    plan: RunPlan, sitting: Sitting, ranks: Ranks, *, known: dict[str, Any] | None, log: Callable[[str], None]
+) -> dict[str, Any]:
+    """Return threads, micro-batches and ranks: the sitting's, else the checkpoint's, else the plan's.
+
+    Raises RefusedError for others than the checkpoint's if a part of the run draws or measures by micro-batch or rank.
+    """
+    before = known or {
+        "threads": plan.threads,
+        "micro_batch_size": {s.name: s.micro_batch_size for s in plan.stages},
+        "ranks": ranks.size,
+    }
+    wanted = {"threads": sitting.threads or before["threads"], "micro_batch_size": dict(before["micro_batch_size"])}
+    if sitting.micro_batch_size is not None:
+        wanted["micro_batch_size"] = {s.name: min(sitting.micro_batch_size, _rows(plan, s)) for s in plan.stages}
+    wanted["ranks"] = ranks.size
+    other = [f"{name} {before[name]} -> {wanted[name]}" for name in wanted if wanted[name] != before[name]]
+    if other and known is not None:
+        said = f"another layout than the checkpoint's ({'; '.join(other)})"
+        if layout_free(plan):
+            log(f"note: {said}: every part of this run is layout-free, so it goes on the same but for rounding")
+        elif sitting.inexact:
+            log(f"note: {said}, as --inexact allows: the result will not be that of an undisturbed run")
+        else:
+            raise RefusedError(
+                f"{said} changes the random draws inside this run's model or objectives, so it would not be the same run; "
+                "leave the layout as it was, or add --inexact to go on without exactness"
+            )
+    return wanted
+
+
+def _rows(plan: RunPlan, spec: StageSpec) -> int:
+    return plan.streams[spec.stream].batch_size
 
 
 def _finish(
@@ -233,14 +378,13 @@ def _finish(
     built: dict[str, BuiltStream],
     ledger: Ledger,
     extras: dict[str, Any],
-    machine: Machine,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
     stream = built[plan.stages[-1].stream]
     final: dict[str, Any] = {"status": "done", **_identity(plan), "commit": commit()}
     if stream.tokenizer is not None:
         if plan.evaluate.test:
-            final |= _test(plan, folder, stream, model, ledger=ledger, log=log)
+            final |= test_numbers(plan, folder, stream, model, ledger=ledger, log=log)
         writer = Sample(model=model, tokenizer=stream.tokenizer, seq_len=stream.stream.seq_len)
         prompts = plan.evaluate.samples
         texts = writer.write(prompts, new_tokens=plan.evaluate.sample_tokens, seed=plan.seed)
@@ -248,10 +392,12 @@ def _finish(
     final |= {
         "stage0": extras["stage0"],
         "transfer": extras["transfer"],
+        "givers": extras["givers"],
+        "spikes": extras["spikes"],
         "ledger": ledger.to_json(),
         "data": {name: b.fingerprint() for name, b in built.items()},
-        "mixture": _mixture_facts(plan, built, ledger),
-        "packing": {name: _packing_facts(b) for name, b in built.items() if b.corpora},
+        "mixture": mixture_facts(plan, built, ledger),
+        "packing": {name: packing_facts(b) for name, b in built.items() if b.corpora},
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameters_without_embeddings": sum(
             p.numel() for n, p in model.named_parameters() if model.roles[n].part not in ("embedding", "head")
@@ -266,159 +412,9 @@ def _finish(
             write_json(folder / "exhibits" / f"{name}.json", dict(shown.facts))
     _as_final(folder)
     write_json(folder / "final.json", final)
+    prune(folder / "checkpoints", keep=_taken_from(plan, extras["borders"]), last=0, every=plan.keep_every)
     write_run_page(folder)
     return final
-
-
-def _text_numbers(
-    plan: RunPlan, stream: BuiltStream, model: Any, documents: list[Document]
-) -> tuple[dict[str, float], list[Any], Cost]:
-    """Return the numbers over whole documents, the items, and the cost of the forward passes (of disjoint windows)."""
-    assert stream.tokenizer is not None
-    scorer = OwnRun(model=model, tokenizer=stream.tokenizer, seq_len=stream.stream.seq_len, stride=plan.evaluate.stride)
-    items = BitsPerByte()(scorer, documents)
-    found, seq_len = summary(items), stream.stream.seq_len
-    return found, items, model.cost(rows=1, seq_len=seq_len, counted=seq_len).times(found["tokens"] / seq_len)
-
-
-def _test(
-    plan: RunPlan, folder: Path, stream: BuiltStream, model: Any, *, ledger: Ledger, log: Callable[[str], None]
-) -> dict[str, Any]:
-    """Read the test part of every held-out set; write items.jsonl. Returns `test`, the main set's numbers, and all by name."""
-    sets = held_out_sets(plan, stream)
-    documents = {name: _up_to(corpus.documents("test"), plan.evaluate.test_bytes) for name, corpus in sets.items()}
-    numbers, lines = {}, []
-    for name, some in documents.items():
-        started = time.perf_counter()
-        numbers[name], items, cost = _text_numbers(plan, stream, model, some)
-        ledger.charge(plan.stages[-1].name, "evaluate", cost + Cost(seconds=time.perf_counter() - started))
-        group = name if len(sets) > 1 else "text"
-        lines += [json.dumps({**asdict(item), "group": group}) + "\n" for item in items]
-        log(
-            f"test{f' of {name}' if len(sets) > 1 else ''}: {numbers[name]['bits_per_byte']:.4f} bits per "
-            f"byte over {numbers[name]['bytes']} bytes"
-        )
-    write_whole(folder / "items.jsonl", "".join(lines))
-    main = next(iter(numbers))
-    return {"test": numbers[main]} if len(numbers) == 1 else {"test": numbers[main], "main": main, "held_out": numbers}
-
-
-def check_held_out(plan: RunPlan, built: BuiltStream) -> None:
-    """Raise DataError or ConfigError, before anything is trained, if a held-out part that will be read is not there."""
-    sets = {(name, "valid"): corpus for name, corpus in held_out_sets(plan, built).items()}
-    if plan.evaluate.test and built.stream.name == plan.stages[-1].stream:
-        sets |= {(name, "test"): corpus for name, corpus in held_out_sets(plan, built).items()}
-    wants = built.stream.mixture.wants
-    if wants is not None:
-        if wants[0] != "loss_nats" or not built.corpora:
-            raise ConfigError(
-                f"the mixture of stream {built.stream.name} asks for {wants[0]!r}, which is measured on text sources only"
-            )
-        sets |= {(name, "valid"): corpus for name, corpus in built.corpora.items()}
-    for (name, part), corpus in sets.items():
-        if not len(corpus.documents(part)):
-            raise DataError(
-                f"the held-out set {name!r} has no document in its {part} part; give more documents or a "
-                f"larger {part}_share, or "
-                "name other sets under evaluate.sets"
-            )
-
-
-def _packing_facts(built: BuiltStream) -> dict[str, Any]:
-    """What packing left unused or left out of every source's training part: padding and cropped tokens."""
-    return {name: source.report("train") for name, source in built.stream.sources.items() if hasattr(source, "report")}
-
-
-def _mixture_facts(plan: RunPlan, built: Mapping[str, BuiltStream], ledger: Ledger) -> dict[str, Any]:
-    """What was drawn of every source of every stream: rows, tokens, epochs, repeated rows, the share wanted and achieved."""
-    facts: dict[str, Any] = {}
-    for name, b in built.items():
-        shown: dict[str, int] = dict.fromkeys(b.stream.sources, 0)
-        for stage in (s.name for s in plan.stages if s.stream == name):
-            for source, tokens in ledger.tokens.get(stage, {}).items():
-                shown[source] += tokens
-        total = sum(shown.values())
-        sizes = {source: part.size("train") for source, part in b.stream.sources.items()}
-        mixed: Any = b.stream.mixture
-        wanted = (
-            mixed.wanted(total // b.stream.seq_len, sizes=sizes, history=b.stream.history) if hasattr(mixed, "wanted") else {}
-        )
-        facts[name] = {}
-        for source, tokens in shown.items():
-            rows, size = tokens // b.stream.seq_len, sizes[source]
-            facts[name][source] = {
-                "rows": rows,
-                "tokens": tokens,
-                "epochs": None if size is None else rows / size,
-                "repeated_rows": 0 if size is None else max(0, rows - size),
-                "wanted_share": wanted.get(source, 1.0),
-                "achieved_share": tokens / total if total else 0.0,
-            }
-    return facts
-
-
-def _up_to(documents: Any, most_bytes: int | None) -> list[Document]:
-    """Return whole documents from the first on, until the next would pass the limit; at least one."""
-    kept: list[Document] = []
-    size = 0
-    for document in documents:
-        size += document.size_bytes
-        if kept and most_bytes is not None and size > most_bytes:
-            break
-        kept.append(document)
-    return kept
-
-
-def _framed(stream: BuiltStream) -> bool:
-    """Whether rows are frames one after the other, so that floors and completion mean something."""
-    return (
-        len(stream.stream.sources) == 1
-        and hasattr(stream.source, "frame_tokens")
-        and all(v.keeps_order for v in stream.stream.views)
-    )
-
-
-def _on_unseen_rules(plan: RunPlan, spec: StageSpec, stream: BuiltStream, model: Any, machine: Machine) -> dict[str, float]:
-    """The loss on the way: the rows and tokens of the record at the stage's end."""
-    source: Any = stream.source
-    rows = stream.stream.rows(0, count=spec.floor_rows, seed=plan.seed, split="valid")
-    nll_RT = row_nats(model, rows, machine=machine)
-    return {"valid_loss_nats": after_first_frame(nll_RT, frame_tokens=source.frame_tokens)}
-
-
-def _against_floors(plan: RunPlan, spec: StageSpec, stream: BuiltStream, model: Any, machine: Machine) -> dict[str, Any]:
-    """Hold a stage on automaton rows against the floors, on rules that no training row used, and let it complete frames."""
-    source: Any = stream.source
-    held_out = stream.stream.rows(0, count=spec.floor_rows, seed=plan.seed, split="valid")
-    tokens_RT = np.stack([np.concatenate([row.tokens_T[:1], row.targets_T]) for row in held_out])
-    training = np.stack([r.tokens_T for r in stream.stream.rows(0, count=spec.floor_rows, seed=plan.seed)])
-    nll_RT = row_nats(model, held_out, machine=machine)
-    cells = (source.states, source.patch**2)
-    found = rule_inference(nll_RT, tokens_RT, training_SU=training, frame_tokens=source.frame_tokens, cells=cells)
-    completed = frame_completion(
-        likeliest(model, machine=machine, below=source.patches.start_id),
-        tokens_RT[:_COMPLETED_ROWS],
-        frame_tokens=source.frame_tokens,
-        decode=source.patches.decode,
-    )
-    judged = {"best_floor_nats": found.best_floor_nats, "learned": found.learned}
-    return {**asdict(found), **judged, "completion": asdict(completed)}
-
-
-def _floor_line(name: str, found: dict[str, Any]) -> str:
-    floors = ", ".join(f"{k} {v:.3f}" for k, v in found["floors_nats"].items())
-    verdict = "learned" if found["learned"] else "did not learn"
-    return f"stage {name} {verdict}: {found['loss_nats']:.3f} nats on unseen rules after frame 1; floors: {floors}"
-
-
-def _old_weights(plan: RunPlan, spec: StageSpec, borders: dict[str, str], folder: Path) -> dict[Role, torch.Tensor]:
-    """Return the weights with which the stage named under `weights.from` ended, by role."""
-    assert spec.weights is not None
-    giver = next(s for s in plan.stages if s.name == spec.weights.from_)
-    vocabulary = build_stream(giver.stream, plan.streams[giver.stream]).stream.vocab_size
-    roles = build_model(plan, vocab_size=vocabulary).roles
-    found = load_weights(folder / "checkpoints" / borders[giver.name])
-    return {roles[name]: found[name] for name in roles}
 
 
 def _taken_from(plan: RunPlan, borders: dict[str, str]) -> set[str]:
@@ -427,20 +423,11 @@ def _taken_from(plan: RunPlan, borders: dict[str, str]) -> set[str]:
     return {checkpoint for stage, checkpoint in borders.items() if stage in givers}
 
 
-def _prune(newest: Path, *, keep: set[str]) -> None:
-    """Remove older step checkpoints, after the newest is safely on disk."""
-    for old in newest.parent.glob("step-*"):
-        if old.name < newest.name and old.name not in keep:
-            shutil.rmtree(old, ignore_errors=True)
-    for half in newest.parent.glob(".step-*"):  # of a killed run; nobody else writes here
-        shutil.rmtree(half, ignore_errors=True)
-
-
 def _as_final(folder: Path) -> None:
     """Name the last checkpoint "final"; a run killed in between finds it under that name."""
     last = latest(folder / "checkpoints")
-    if last is not None and last.name != "final":
-        os.replace(last, last.with_name("final"))
+    if last is not None and last.name != FINAL:
+        os.replace(last, last.with_name(FINAL))
 
 
 def _identity(plan: RunPlan) -> dict[str, Any]:
@@ -451,7 +438,7 @@ def _exactness(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts under which a resume is exact to the bit."""
     return {
         k: facts[k] if k != "packages" else {p: facts[k][p] for p in ("torch", "numpy", "numba")}
-        for k in ("packages", "cpu_capability", "threads", "precision", "device")
+        for k in ("packages", "cpu_capability", "precision", "device")
     }
 
 
@@ -466,60 +453,11 @@ def _check_same(plan: RunPlan, state: dict[str, Any], facts: dict[str, Any], *, 
         log(f"note: {', '.join(differing)} changed since the checkpoint was written; the result will not be exact to the bit")
 
 
-def _no_space(error: OSError, folder: Path) -> RunFailedError:
+def _no_space(error: OSError, folder: Path) -> StoppedRunError:
     again = f"go on with `seedbed resume {folder}`: the last checkpoint is whole"
     if error.errno == errno.ENOSPC:
-        return RunFailedError(f"no space left while writing to {folder}; free some and {again}")
-    return RunFailedError(f"could not write to {folder}: {error}; mend that and {again}")
-
-
-class _Metrics:
-    """metrics.jsonl: a line a step. On resume, lines after the checkpoint are cut off; they will be written again."""
-
-    def __init__(self, path: Path, *, keep: int, say: Callable[[str], None]) -> None:
-        lines = []
-        if path.is_file():
-            for line in path.read_text().splitlines(keepends=True):
-                with suppress(ValueError):
-                    if line.endswith("\n") and json.loads(line)["run_step"] <= keep:
-                        lines.append(line)
-        write_whole(path, "".join(lines))
-        self._file = path.open("a")
-        self._say, self._last_said = say, 0.0
-
-    def __call__(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        evaluated = "valid_loss_nats" in line
-        if evaluated or time.monotonic() - self._last_said > 10:
-            self._last_said = time.monotonic()
-            speed = line["tokens"] / line["step"] / line["seconds"]
-            valid = f", valid {line['valid_loss_nats']:.4f}" if evaluated else ""
-            self._say(
-                f"{line['stage']} step {line['step']}: loss {line['loss_nats']:.4f}{valid}, "
-                f"rate {line['learning_rate']:.2e}, gradient {line['gradient_norm']:.2f}, {speed:,.0f} tokens/s"
-            )
-
-
-class _Log:
-    """log.txt and the screen, line by line."""
-
-    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        self._path, self._say = path, say
-
-    def __enter__(self) -> Callable[[str], None]:
-        self._file = self._path.open("a")
-        return self._write
-
-    def _write(self, line: str) -> None:
-        with suppress(BrokenPipeError):  # whoever read along has gone; the run goes on
-            self._say(line)
-        with suppress(OSError):
-            self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-            self._file.flush()
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+        return StoppedRunError(f"no space left while writing to {folder}; free some and {again}")
+    return StoppedRunError(f"could not write to {folder}: {error}; mend that and {again}")
 
 
 class _Signals:

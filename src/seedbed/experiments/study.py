@@ -20,10 +20,12 @@ from seedbed.core.durable import locked, write_json, write_whole
 from seedbed.core.errors import ConfigError, DataError, InterruptedRunError, RefusedError, RunFailedError, SeedbedError
 from seedbed.engine.precision import available_threads, settled_device
 from seedbed.experiments.assemble import build_stream, check_parts, gives_text
+from seedbed.experiments.borders import check_givers
 from seedbed.experiments.comparison import Comparison, Design, compared, read_design, refuse_late_seeds
 from seedbed.experiments.environment import commit
+from seedbed.experiments.readings import check_held_out
 from seedbed.experiments.recipe import Loaded, RunPlan, find, load, parse_seeds, read_plan
-from seedbed.experiments.run import PARENT, check_held_out, create, finished
+from seedbed.experiments.run import PARENT, create, finished
 
 AA_STREAM = "init-second"  # the random stream of the body's initial weights in the second arm of an A/A study
 
@@ -83,6 +85,8 @@ def compare(
     design = _design(loaded, plans, wanted, aa=aa, command=command)
     for arm in [design.control, *design.arms]:
         check_parts(plans[arm, wanted[0]])
+    for plan in plans.values():
+        check_givers(plan)
     for name, spec in plans[design.control, wanted[0]].streams.items():
         built = build_stream(name, spec)  # missing or bad data is found before anything starts
         if any(stage.stream == name for stage in plans[design.control, wanted[0]].stages):

@@ -4,6 +4,7 @@ Paper: Chowdhery et al. (2022), "PaLM", for the optional z term.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from seedbed.core.errors import ConfigError
 from seedbed.core.protocols import Outputs
@@ -14,6 +15,7 @@ from seedbed.core.records import Batch, Loss, TokenTargets
 class Tokens:
     """Settings."""
 
+    layout_free: ClassVar[bool] = True  # a sum over tokens, each by itself
     z_weight: float = 0.0  # weight of log(Z)^2; 0 is exactly the plain loss
 
     def __post_init__(self) -> None:

@@ -34,20 +34,9 @@ class Rules:
 
         Raises ConfigError if a parameter matches no pattern, or one to keep is missing or has another shape.
         """
-        num_layers = 1 + max((r.layer for r in roles.values() if r.layer is not None), default=-1)
-        report: dict[str, str] = {}
+        report = self.actions({name: roles[name] for name in new})
         for name, parameter in new.items():
-            role = roles[name]
-            action = next(
-                (
-                    action
-                    for action in ("fresh", "redraw", "keep")
-                    if first_match(getattr(self, action), role, num_layers=num_layers)
-                ),
-                None,
-            )
-            if action is None:
-                raise ConfigError(f"no rule says what becomes of {role}; name it under keep, fresh or redraw")
+            role, action = roles[name], report[name]
             if action != "fresh":
                 value = self._old_value(role, parameter, old)
                 if action == "redraw":
@@ -55,6 +44,20 @@ class Rules:
                     noise = torch.from_numpy(draws).to(value)
                     value = value.mean() + value.std(correction=0) * noise
                 parameter.copy_(value)
+        return report
+
+    def actions(self, roles: Mapping[str, Role]) -> dict[str, str]:
+        """Return what the rules say of each parameter: name -> "keep", "fresh" or "redraw".
+
+        Raises ConfigError if a parameter matches no pattern.
+        """
+        num_layers = 1 + max((r.layer for r in roles.values() if r.layer is not None), default=-1)
+        report = {}
+        for name, role in roles.items():
+            found = (a for a in ("fresh", "redraw", "keep") if first_match(getattr(self, a), role, num_layers=num_layers))
+            action = next(found, None)
+            if action is None:
+                raise ConfigError(f"no rule says what becomes of {role}; name it under keep, fresh or redraw")
             report[name] = action
         return report
 

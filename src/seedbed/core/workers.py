@@ -1,0 +1,27 @@
+"""Worker processes: begun afresh (spawn), deaf to Ctrl-C, which is the parent's to hear, and gone when the parent is gone."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context, parent_process
+from typing import Any
+
+
+def worker_pool(workers: int, begin: Callable[..., None], *given: Any) -> ProcessPoolExecutor:
+    """Return a pool whose every process first calls `begin(*given)`."""
+    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(begin, given))
+
+
+def _begin(begin: Callable[..., None], given: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+
+    def end_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    begin(*given)

@@ -1,0 +1,76 @@
+"""Several processes, one run: each takes its share of every step's rows, and what they found is summed over all.
+
+They are started by `torchrun --nproc-per-node N -m seedbed run ...`; without it there is one rank and nothing is communicated.
+Only the first rank measures, writes and speaks.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_PATIENCE = timedelta(hours=6)  # the others wait while the first evaluates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process among `size`."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def total(self, *numbers: float) -> list[float]:
+        """Return each number summed over all ranks, in float64."""
+        if self.size == 1:
+            return list(numbers)
+        summed = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(summed)
+        return summed.tolist()
+
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Sum every parameter's gradient over all ranks, in place; a rank that was asked nothing adds zeros."""
+        if self.size == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        dist.all_reduce(flat)
+        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view_as(parameter).clone()
+
+    def any(self, wish: bool) -> bool:
+        """Whether any rank wishes it."""
+        return self.total(float(wish))[0] > 0
+
+    def from_first(self, value: Any) -> Any:
+        """Return what the first rank gives."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def wait(self) -> None:
+        """Go on when all ranks have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def join_ranks() -> Ranks:
+    """Return this process's place among those that torchrun started; alone without it."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return Ranks()
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+    return Ranks(rank=dist.get_rank(), size=size)

@@ -1,0 +1,117 @@
+"""What a run writes down while it goes: metrics.jsonl, a line a step, and log.txt. The lines are the truth;
+trackers follow them.
+
+A line whose loss or gradient norm leaps out of the steps before it says so under `spikes`, and the log names the step.
+"""
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+from seedbed.core.durable import write_whole
+
+_BEFORE = 64  # steps of the stage that a step is held against
+_AT_LEAST = 16
+_DEVIATIONS = 6  # a loss so many standard deviations above the mean is a spike
+_TIMES = 10  # a gradient norm so many times the median is a spike
+
+
+class Metrics:
+    """metrics.jsonl. On resume, lines after the checkpoint are cut off; they will be written again.
+
+    `follow` gets every line after it is written.
+    """
+
+    def __init__(
+        self, path: Path, *, keep: int, say: Callable[[str], None], follow: Callable[[Mapping[str, Any]], None] | None = None
+    ) -> None:
+        lines = []
+        self.spikes: list[dict[str, Any]] = []
+        self._before: deque[dict[str, Any]] = deque(maxlen=_BEFORE)
+        for raw, line in read_lines(path):
+            if line["run_step"] <= keep:
+                lines.append(raw)
+                self._remember(line)
+        write_whole(path, "".join(lines))
+        self._file = path.open("a")
+        self._say, self._follow, self._last_said = say, follow, 0.0
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        line = line | self._leaps(line)
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        self._remember(line)
+        if self._follow is not None:
+            self._follow(line)
+        for name, leap in line.get("spikes", {}).items():
+            self._say(
+                f"note: {name} leapt to {line[name]:.4g} at step {line['run_step']} (before it {leap['usual']:.4g}); "
+                f"`seedbed inspect RUN --step {line['run_step']}` shows its rows"
+            )
+        evaluated = "valid_loss_nats" in line
+        if evaluated or time.monotonic() - self._last_said > 10:
+            self._last_said = time.monotonic()
+            speed = line["tokens"] / line["step"] / line["seconds"]
+            valid = f", valid {line['valid_loss_nats']:.4f}" if evaluated else ""
+            self._say(
+                f"{line['stage']} step {line['step']}: loss {line['loss_nats']:.4f}{valid}, "
+                f"rate {line['learning_rate']:.2e}, gradient {line['gradient_norm']:.2f}, {speed:,.0f} tokens/s"
+            )
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _leaps(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """Return {"spikes": ...} if this step leaps out of those before it, else nothing."""
+        before = [b for b in self._before if b["stage"] == line["stage"]]
+        if len(before) < _AT_LEAST:
+            return {}
+        losses, norms = ([b[name] for b in before] for name in ("loss_nats", "gradient_norm"))
+        found = {}
+        if line["loss_nats"] > fmean(losses) + _DEVIATIONS * stdev(losses):
+            found["loss_nats"] = {"usual": fmean(losses), "deviation": stdev(losses)}
+        if line["gradient_norm"] > _TIMES * median(norms):
+            found["gradient_norm"] = {"usual": median(norms)}
+        return {"spikes": found} if found else {}
+
+    def _remember(self, line: dict[str, Any]) -> None:
+        self._before.append(line)
+        if "spikes" in line:
+            self.spikes.append({name: line[name] for name in ("stage", "run_step", "loss_nats", "gradient_norm", "spikes")})
+
+
+def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return every whole line of a metrics.jsonl, as written and as read; what a kill cut off is left out."""
+    found = []
+    if path.is_file():
+        for raw in path.read_text().splitlines(keepends=True):
+            with suppress(ValueError):
+                if raw.endswith("\n"):
+                    found.append((raw, json.loads(raw)))
+    return found
+
+
+class Log:
+    """log.txt and the screen, line by line."""
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        self._path, self._say = path, say
+
+    def __enter__(self) -> Callable[[str], None]:
+        self._file = self._path.open("a")
+        return self._write
+
+    def _write(self, line: str) -> None:
+        with suppress(BrokenPipeError):  # whoever read along has gone; the run goes on
+            self._say(line)
+        with suppress(OSError):
+            self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+            self._file.flush()
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()

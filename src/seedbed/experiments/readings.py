@@ -1,0 +1,169 @@
+"""What a run reads off its model and streams: losses of held-out text, floors of automaton stages, what was drawn and packed.
+
+The test part of a held-out set is read by `test_numbers` alone, once, after the last step.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seedbed.core.durable import write_whole
+from seedbed.core.errors import ConfigError, DataError
+from seedbed.core.ledger import Ledger
+from seedbed.core.records import Cost, Document
+from seedbed.engine.held_out import likeliest, row_nats
+from seedbed.engine.precision import Machine
+from seedbed.evaluate.bits_per_byte import BitsPerByte, summary
+from seedbed.evaluate.frame_completion import frame_completion
+from seedbed.evaluate.rule_inference import after_first_frame, rule_inference
+from seedbed.experiments.assemble import BuiltStream, held_out_sets
+from seedbed.experiments.recipe import RunPlan, StageSpec
+from seedbed.scorers.own_run import OwnRun
+
+_COMPLETED_ROWS = 32  # held-out rows of an automaton stage whose frames are completed
+
+
+def check_held_out(plan: RunPlan, built: BuiltStream) -> None:
+    """Raise DataError or ConfigError, before anything is trained, if a held-out part that will be read is not there."""
+    sets = {(name, "valid"): corpus for name, corpus in held_out_sets(plan, built).items()}
+    if plan.evaluate.test and built.stream.name == plan.stages[-1].stream:
+        sets |= {(name, "test"): corpus for name, corpus in held_out_sets(plan, built).items()}
+    wants = built.stream.mixture.wants
+    if wants is not None:
+        if wants[0] != "loss_nats" or not built.corpora:
+            raise ConfigError(
+                f"the mixture of stream {built.stream.name} asks for {wants[0]!r}, which is measured on text sources only"
+            )
+        sets |= {(name, "valid"): corpus for name, corpus in built.corpora.items()}
+    for (name, part), corpus in sets.items():
+        if not len(corpus.documents(part)):
+            raise DataError(
+                f"the held-out set {name!r} has no document in its {part} part; give more documents or a "
+                f"larger {part}_share, or "
+                "name other sets under evaluate.sets"
+            )
+
+
+def text_numbers(
+    plan: RunPlan, stream: BuiltStream, model: Any, documents: list[Document]
+) -> tuple[dict[str, float], list[Any], Cost]:
+    """Return the numbers over whole documents, the items, and the cost of the forward passes (of disjoint windows)."""
+    assert stream.tokenizer is not None
+    scorer = OwnRun(model=model, tokenizer=stream.tokenizer, seq_len=stream.stream.seq_len, stride=plan.evaluate.stride)
+    items = BitsPerByte()(scorer, documents)
+    found, seq_len = summary(items), stream.stream.seq_len
+    return found, items, model.cost(rows=1, seq_len=seq_len, counted=seq_len).times(found["tokens"] / seq_len)
+
+
+def test_numbers(
+    plan: RunPlan, folder: Path, stream: BuiltStream, model: Any, *, ledger: Ledger, log: Callable[[str], None]
+) -> dict[str, Any]:
+    """Read the test part of every held-out set; write items.jsonl. Returns `test`, the main set's numbers, and all by name."""
+    sets = held_out_sets(plan, stream)
+    documents = {name: up_to(corpus.documents("test"), plan.evaluate.test_bytes) for name, corpus in sets.items()}
+    numbers, lines = {}, []
+    for name, some in documents.items():
+        started = time.perf_counter()
+        numbers[name], items, cost = text_numbers(plan, stream, model, some)
+        ledger.charge(plan.stages[-1].name, "evaluate", cost + Cost(seconds=time.perf_counter() - started))
+        group = name if len(sets) > 1 else "text"
+        lines += [json.dumps({**asdict(item), "group": group}) + "\n" for item in items]
+        log(
+            f"test{f' of {name}' if len(sets) > 1 else ''}: {numbers[name]['bits_per_byte']:.4f} bits per "
+            f"byte over {numbers[name]['bytes']} bytes"
+        )
+    write_whole(folder / "items.jsonl", "".join(lines))
+    main = next(iter(numbers))
+    return {"test": numbers[main]} if len(numbers) == 1 else {"test": numbers[main], "main": main, "held_out": numbers}
+
+
+def framed(stream: BuiltStream) -> bool:
+    """Whether rows are frames one after the other, so that floors and completion mean something."""
+    return (
+        len(stream.stream.sources) == 1
+        and hasattr(stream.source, "frame_tokens")
+        and all(v.keeps_order for v in stream.stream.views)
+    )
+
+
+def on_unseen_rules(plan: RunPlan, spec: StageSpec, stream: BuiltStream, model: Any, machine: Machine) -> dict[str, float]:
+    """The loss on the way: the rows and tokens of the record at the stage's end."""
+    source: Any = stream.source
+    rows = stream.stream.rows(0, count=spec.floor_rows, seed=plan.seed, split="valid")
+    nll_RT = row_nats(model, rows, machine=machine)
+    return {"valid_loss_nats": after_first_frame(nll_RT, frame_tokens=source.frame_tokens)}
+
+
+def against_floors(plan: RunPlan, spec: StageSpec, stream: BuiltStream, model: Any, machine: Machine) -> dict[str, Any]:
+    """Hold a stage on automaton rows against the floors, on rules that no training row used, and let it complete frames."""
+    source: Any = stream.source
+    held_out = stream.stream.rows(0, count=spec.floor_rows, seed=plan.seed, split="valid")
+    tokens_RT = np.stack([np.concatenate([row.tokens_T[:1], row.targets_T]) for row in held_out])
+    training = np.stack([r.tokens_T for r in stream.stream.rows(0, count=spec.floor_rows, seed=plan.seed)])
+    nll_RT = row_nats(model, held_out, machine=machine)
+    cells = (source.states, source.patch**2)
+    found = rule_inference(nll_RT, tokens_RT, training_SU=training, frame_tokens=source.frame_tokens, cells=cells)
+    completed = frame_completion(
+        likeliest(model, machine=machine, below=source.patches.start_id),
+        tokens_RT[:_COMPLETED_ROWS],
+        frame_tokens=source.frame_tokens,
+        decode=source.patches.decode,
+    )
+    judged = {"best_floor_nats": found.best_floor_nats, "learned": found.learned}
+    return {**asdict(found), **judged, "completion": asdict(completed)}
+
+
+def floor_line(name: str, found: dict[str, Any]) -> str:
+    floors = ", ".join(f"{k} {v:.3f}" for k, v in found["floors_nats"].items())
+    verdict = "learned" if found["learned"] else "did not learn"
+    return f"stage {name} {verdict}: {found['loss_nats']:.3f} nats on unseen rules after frame 1; floors: {floors}"
+
+
+def packing_facts(built: BuiltStream) -> dict[str, Any]:
+    """What packing left unused or left out of every source's training part: padding and cropped tokens."""
+    return {name: source.report("train") for name, source in built.stream.sources.items() if hasattr(source, "report")}
+
+
+def mixture_facts(plan: RunPlan, built: Mapping[str, BuiltStream], ledger: Ledger) -> dict[str, Any]:
+    """What was drawn of every source of every stream: rows, tokens, epochs, repeated rows, the share wanted and achieved."""
+    facts: dict[str, Any] = {}
+    for name, b in built.items():
+        shown: dict[str, int] = dict.fromkeys(b.stream.sources, 0)
+        for stage in (s.name for s in plan.stages if s.stream == name):
+            for source, tokens in ledger.tokens.get(stage, {}).items():
+                shown[source] += tokens
+        total = sum(shown.values())
+        sizes = {source: part.size("train") for source, part in b.stream.sources.items()}
+        mixed: Any = b.stream.mixture
+        wanted = (
+            mixed.wanted(total // b.stream.seq_len, sizes=sizes, history=b.stream.history) if hasattr(mixed, "wanted") else {}
+        )
+        facts[name] = {}
+        for source, tokens in shown.items():
+            rows, size = tokens // b.stream.seq_len, sizes[source]
+            facts[name][source] = {
+                "rows": rows,
+                "tokens": tokens,
+                "epochs": None if size is None else rows / size,
+                "repeated_rows": 0 if size is None else max(0, rows - size),
+                "wanted_share": wanted.get(source, 1.0),
+                "achieved_share": tokens / total if total else 0.0,
+            }
+    return facts
+
+
+def up_to(documents: Any, most_bytes: int | None) -> list[Document]:
+    """Return whole documents from the first on, until the next would pass the limit; at least one."""
+    kept: list[Document] = []
+    size = 0
+    for document in documents:
+        size += document.size_bytes
+        if kept and most_bytes is not None and size > most_bytes:
+            break
+        kept.append(document)
+    return kept

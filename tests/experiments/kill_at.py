@@ -1,0 +1,43 @@
+"""Run `seedbed.experiments.worker` or the command line, and die by SIGKILL in the n-th call that writes: KILL_AT=n.
+
+The calls are those by which files become durable: fsync, replace, rename, rmtree, write and unlink, each before or after it was
+made, so that a kill falls into the moment of writing.
+"""
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+_left = int(os.environ["KILL_AT"])
+
+
+def _counted(call):
+    def maybe(*given, **named):
+        global _left
+        _left -= 1
+        if _left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done = call(*given, **named)
+        _left -= 1
+        if _left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+
+    return maybe
+
+
+for _module, _name in (
+    (os, "fsync"),
+    (os, "replace"),
+    (os, "unlink"),
+    (shutil, "rmtree"),
+    (Path, "write_bytes"),
+    (Path, "write_text"),
+):
+    setattr(_module, _name, _counted(getattr(_module, _name)))
+
+from seedbed.experiments.worker import main  # noqa: E402
+
+sys.exit(main())

@@ -1,0 +1,132 @@
+"""Micro-batches, ranks and threads: what they may change (rounding), and what a resume does about it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from seedbed.core.errors import InterruptedRunError, RefusedError
+from seedbed.engine.checkpoints import read_state
+from seedbed.experiments import commands
+from seedbed.experiments import run as module
+from seedbed.experiments.recipe import load
+from seedbed.experiments.run import Sitting, create, execute, finished
+from tests.experiments.test_faults import _children
+from tests.experiments.test_run import _metrics, _run
+
+BOUND = 1e-5  # relative, on every loss of 14 steps in float32: 80 times the spacing of its numbers
+DROPOUT = {"model.attention_dropout": 0.1}
+
+
+def _quiet(line):
+    return None
+
+
+def _losses(folder):
+    return [line["loss_nats"] for line in _metrics(folder)]
+
+
+def _stopped(recipe, folder, monkeypatch, *, sets=None, threads=1, after=3):
+    create(load(recipe, sets=sets).plan(arm="nca", seed=0, threads=threads), folder, recipe_text="x")
+    calls = iter(range(1, 100))
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+        patch.setattr(module._Signals, "stopped", lambda self: next(calls) == after)
+        execute(folder, say=_quiet)
+    return folder
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_another_micro_batch_on_resume_changes_a_layout_free_run_by_rounding_only(recipe, tmp_path, monkeypatch, size):
+    whole = _run(recipe, tmp_path / "whole").folder
+    folder = _stopped(recipe, tmp_path / "run", monkeypatch)
+    said = []
+    commands.resume(folder, say=said.append, sitting=Sitting(micro_batch_size=size))
+    assert any("layout-free, so it goes on the same but for rounding" in line for line in said)
+    assert _losses(folder) == pytest.approx(_losses(whole), rel=BOUND)
+    assert _losses(folder)[:3] == _losses(whole)[:3]
+    layout = read_state(folder / "checkpoints/final")["layout"]
+    assert layout == {"threads": 1, "micro_batch_size": {"soil": size, "text": size}, "ranks": 1}
+
+
+def test_a_resume_reuses_the_layout_it_finds(recipe, tmp_path, monkeypatch):
+    """Also when the layout itself was changed on the way: the newest checkpoint's holds."""
+    folder = _stopped(recipe, tmp_path / "run", monkeypatch)
+    calls = iter(range(1, 100))
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+        patch.setattr(module._Signals, "stopped", lambda self: next(calls) == 2)
+        execute(folder, say=_quiet, sitting=Sitting(micro_batch_size=2))
+    said = []
+    commands.resume(folder, say=said.append)
+    assert not any("layout" in line for line in said)
+    assert read_state(folder / "checkpoints/final")["layout"]["micro_batch_size"] == {"soil": 2, "text": 2}
+
+
+@pytest.mark.parametrize("sitting", [Sitting(micro_batch_size=1), Sitting(threads=2)], ids=["micro-batch", "threads"])
+def test_where_draws_hang_on_the_layout_another_one_needs_a_word(recipe, tmp_path, monkeypatch, sitting):
+    from dataclasses import replace
+
+    folder = _stopped(recipe, tmp_path / "run", monkeypatch, sets=DROPOUT)
+    with pytest.raises(RefusedError, match="another layout than the checkpoint's.*--inexact"):
+        commands.resume(folder, say=_quiet, sitting=sitting)
+    assert finished(folder) is None
+    said = []
+    commands.resume(folder, say=said.append, sitting=replace(sitting, inexact=True))
+    assert any("will not be that of an undisturbed run" in line for line in said)
+
+
+def test_where_draws_hang_on_the_layout_micro_batches_do_change_the_loss(recipe, tmp_path):
+    """So the refusal is not for nothing."""
+    one, four = (_run(recipe, tmp_path / str(n), sets={**DROPOUT, "stages.text.micro_batch_size": n}).folder for n in (1, 4))
+    text = [[x["loss_nats"] for x in _metrics(f) if x["stage"] == "text"] for f in (one, four)]
+    assert text[0][0] != pytest.approx(text[1][0], rel=BOUND)
+
+
+def _ranks(number, *words, **settings):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number), "-m", "seedbed"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+@pytest.mark.slow
+def test_two_ranks_change_a_run_by_rounding_only_and_one_can_go_on_from_two(recipe, tmp_path):
+    whole = _run(recipe, tmp_path / "whole").folder
+    run = _ranks(2, "run", str(recipe), "--arm", "nca", "--threads", "1", "--out", str(tmp_path / "two"))
+    said, _ = run.communicate(timeout=240)
+    assert run.returncode == 0, said
+    assert _losses(tmp_path / "two") == pytest.approx(_losses(whole), rel=BOUND)
+    one, two = (finished(f) for f in (whole, tmp_path / "two"))
+    assert two["test"]["bits_per_byte"] == pytest.approx(one["test"]["bits_per_byte"], rel=1e-4)
+    for stage in ("soil", "text"):
+        assert two["ledger"][stage]["tokens"] == one["ledger"][stage]["tokens"]
+        assert two["ledger"][stage]["train"]["flops_run"] == pytest.approx(one["ledger"][stage]["train"]["flops_run"])
+    assert said.count("stage text: 8 steps") == 1, "one rank speaks"
+
+    folder = tmp_path / "killed"
+    sets = ["--set", "stages.text.budget.steps=2000", "--set", "checkpoint_every=3"]
+    run = _ranks(2, "run", str(recipe), "--arm", "nca", "--threads", "1", "--out", str(folder), *sets)
+    while not list((folder / "checkpoints").glob("step-000000[2-9]*")):
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.02)
+    ranks = [p for p in _children(run.pid) if p != run.pid]
+    os.kill(ranks[-1], signal.SIGKILL)
+    said, _ = run.communicate(timeout=120)
+    assert run.returncode != 0 and finished(folder) is None
+    lines = []
+    calls = iter(range(1, 100))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedRunError):
+        patch.setattr(module._Signals, "stopped", lambda self: next(calls) == 5)
+        execute(folder, say=lines.append)
+    assert any("ranks 2 -> 1" in line and "layout-free" in line for line in lines)
+    steps = [json.loads(x)["run_step"] for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+@pytest.mark.slow
+def test_rows_that_cannot_be_shared_out_evenly_are_refused(recipe, tmp_path):
+    run = _ranks(3, "run", str(recipe), "--arm", "scratch", "--threads", "1", "--out", str(tmp_path / "run"))
+    said, _ = run.communicate(timeout=240)
+    assert run.returncode != 0 and "batch_size 4 cannot be shared out evenly to 3 ranks" in said
