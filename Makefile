@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint types docs methods mutants clean
+.PHONY: setup demo test fault lint types docs methods mutants clean
 
 setup: $(READY)
 
@@ -22,6 +22,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Kills a run fifty times and a study five times: about eight minutes.
+fault: setup
+	SEEDBED_KILLS=50 $(BIN)/python -m pytest tests/experiments/test_faults.py -k killed
 
 lint: setup
 	$(BIN)/ruff format --check .

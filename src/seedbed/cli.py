@@ -187,6 +187,8 @@ def run(
         _print_estimate(commands.plan_run(recipe, **settings), as_json=as_json)
         return
     result = commands.run(recipe, out=out, say=partial(print, flush=True), track=track or (), **settings)
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several ranks the first speaks
     print(f"page: {result.folder / 'report.html'}")
     if as_json:
         print(json.dumps(result.final))
@@ -202,6 +204,8 @@ def compare(
     scale: Scale = None,
     set_: Sets = None,
     corpus: CorpusPath = None,
+    data_workers: DataWorkers = None,
+    track: Track = None,
     aa: Annotated[bool, typer.Option("--aa", help="The control against itself: the noise floor.")] = False,
     check: Annotated[Path | None, typer.Option(help="Derive every number of a study folder again; trains nothing.")] = None,
     device: DeviceOption = Device.auto,
@@ -249,6 +253,8 @@ def compare(
             jobs=jobs,
             threads=threads,
             aa=aa,
+            data_workers=data_workers or 0,
+            track=track or (),
             watch=shown.watch,
             command=" ".join(["seedbed compare", recipe, *[g for g in given if g], f"--jobs {jobs}"]),
             **chosen,
@@ -564,6 +570,8 @@ def resume(
         track=tuple(track or ()),
     )
     found = commands.resume(folder, jobs=jobs, watch=console.Lines().watch, weights=_weights(weights), sitting=sitting)
+    if os.environ.get("RANK", "0") != "0":
+        return
     if isinstance(found, Comparison):
         print(f"verdict: {found.verdict}")
     print(f"page: {found.folder / 'report.html'}")

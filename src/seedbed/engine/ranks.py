@@ -5,7 +5,8 @@ Only the first rank measures, writes and speaks.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from seedbed.core.errors import StoppedRunError
 
 _PATIENCE = timedelta(hours=6)  # the others wait while the first evaluates
 
@@ -33,7 +36,8 @@ class Ranks:
         if self.size == 1:
             return list(numbers)
         summed = torch.tensor(numbers, dtype=torch.float64)
-        dist.all_reduce(summed)
+        with _together():
+            dist.all_reduce(summed)
         return summed.tolist()
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
@@ -44,7 +48,8 @@ class Ranks:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-        dist.all_reduce(flat)
+        with _together():
+            dist.all_reduce(flat)
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view_as(parameter).clone()
 
@@ -57,13 +62,27 @@ class Ranks:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with _together():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def wait(self) -> None:
         """Go on when all ranks have come here."""
         if self.size > 1:
-            dist.barrier()
+            with _together():
+                dist.barrier()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Do what all ranks do. Raises StoppedRunError if one of them is gone."""
+    try:
+        yield
+    except RuntimeError as e:
+        raise StoppedRunError(
+            f"another rank of this run ended ({str(e).splitlines()[0]}); the last checkpoint is whole: start the ranks "
+            "anew with `seedbed resume` to go on from it"
+        ) from None
 
 
 def join_ranks() -> Ranks:

@@ -101,7 +101,7 @@ def resume(
             raise RefusedError("a study's arms are fixed before its first run; weights can be changed in a single run only")
         if sitting is not None and sitting != Sitting(track=sitting.track):
             raise RefusedError("a study's runs go on as they were begun; resume a single run to change how it computes")
-        return resume_study(folder, jobs=jobs, watch=watch)
+        return resume_study(folder, jobs=jobs, watch=watch, track=sitting.track if sitting else ())
     if weights:
         change_weights(folder, weights)
     return execute(folder, say=say, sitting=sitting)

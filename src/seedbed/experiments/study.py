@@ -26,6 +26,7 @@ from seedbed.experiments.environment import commit
 from seedbed.experiments.readings import check_held_out
 from seedbed.experiments.recipe import Loaded, RunPlan, find, load, parse_seeds, read_plan
 from seedbed.experiments.run import PARENT, create, finished
+from seedbed.experiments.tracking import checked_kinds
 
 AA_STREAM = "init-second"  # the random stream of the body's initial weights in the second arm of an A/A study
 
@@ -56,6 +57,8 @@ def compare(
     aa: bool = False,
     device: str = "auto",
     precision: str | None = None,
+    data_workers: int = 0,
+    track: Sequence[str] = (),
     say: Callable[[str], None] = print,
     watch: Callable[[list[RunStatus]], None] | None = None,
     command: str = "",
@@ -80,7 +83,9 @@ def compare(
         )
     threads = threads or max(1, available_threads() // jobs)
     device = settled_device(device)  # the same for every run, also when the study goes on elsewhere
-    plans = _plans(loaded, wanted, aa=aa, device=device, precision=precision, threads=threads)
+    checked_kinds(track)
+    where = {"device": device, "precision": precision, "threads": threads, "data_workers": data_workers}
+    plans = _plans(loaded, wanted, aa=aa, where=where)
     folder = Path(out) if out else Path("runs") / (loaded.recipe.name + ("-aa" if aa else ""))
     design = _design(loaded, plans, wanted, aa=aa, command=command)
     for arm in [design.control, *design.arms]:
@@ -93,7 +98,7 @@ def compare(
             check_held_out(plans[design.control, wanted[0]], built)
     with locked(folder):
         _prepare(folder, design, plans, recipe_text=find(str(recipe)).read_text(), say=say)
-        run_all(folder, plans, jobs=jobs, threads=threads, watch=watch or _quiet)
+        run_all(folder, plans, jobs=jobs, threads=threads, watch=watch or _quiet, track=track)
         found = compared(folder)
     from seedbed.report.page import write_study_page
 
@@ -105,6 +110,7 @@ def resume_study(
     folder: Path,
     *,
     jobs: int = 1,
+    track: Sequence[str] = (),
     watch: Callable[[list[RunStatus]], None] | None = None,
 ) -> Comparison:
     """Go on with the runs of a study folder that have not ended; nothing about it is changed."""
@@ -118,6 +124,7 @@ def resume_study(
             jobs=jobs,
             threads=max(1, available_threads() // jobs),
             watch=watch or _quiet,
+            track=track,
         )
         found = compared(folder)
     from seedbed.report.page import write_study_page
@@ -126,12 +133,9 @@ def resume_study(
     return found
 
 
-def _plans(
-    loaded: Loaded, seeds: Sequence[int], *, aa: bool, device: str, precision: str | None, threads: int
-) -> dict[tuple[str, int], RunPlan]:
+def _plans(loaded: Loaded, seeds: Sequence[int], *, aa: bool, where: Mapping[str, Any]) -> dict[tuple[str, int], RunPlan]:
     study = loaded.recipe.study
     assert study is not None
-    where: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
     if not aa:
         return {(arm, seed): loaded.plan(arm=arm, seed=seed, **where) for arm in loaded.arms for seed in seeds}
     control = study.control.name
@@ -249,6 +253,7 @@ def run_all(
     jobs: int,
     threads: int,
     watch: Callable[[list[RunStatus]], None],
+    track: Sequence[str] = (),
 ) -> None:
     """Run what has not ended, the longest first, at most `jobs` at a time, each in a process of its own."""
     order = sorted(plans, key=lambda k: -plans[k].tokens())
@@ -269,7 +274,7 @@ def run_all(
         while running or (waiting and not stopping and not problems):
             while waiting and len(running) < jobs and not stopping and not problems:
                 arm, seed = waiting.pop(0)
-                running[arm, seed] = _start(folder / arm / f"seed-{seed}", threads)
+                running[arm, seed] = _start(folder / arm / f"seed-{seed}", threads, track)
             time.sleep(0.2)
             for k in [k for k, process in running.items() if process.poll() is not None]:
                 problem = _ended(folder / k[0] / f"seed-{k[1]}", running.pop(k).returncode, stopping=stopping)
@@ -323,11 +328,11 @@ def run_search(
         run_all(folder, plans, jobs=jobs, threads=threads, watch=watch or _quiet)
 
 
-def _start(run: Path, threads: int) -> "subprocess.Popen[bytes]":
+def _start(run: Path, threads: int, track: Sequence[str]) -> "subprocess.Popen[bytes]":
     environment = {**os.environ, PARENT: str(os.getpid()), "OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
     with (run / "worker.err").open("wb") as errors:
         return subprocess.Popen(
-            [sys.executable, "-m", "seedbed.experiments.worker", str(run)],
+            [sys.executable, "-m", "seedbed.experiments.worker", str(run), *track],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,

@@ -1,16 +1,16 @@
-"""One run of a study as a process of its own: `python -m seedbed.experiments.worker RUN_FOLDER`."""
+"""One run of a study as a process of its own: `python -m seedbed.experiments.worker RUN_FOLDER [TRACKER ...]`."""
 
 import sys
 import traceback
 from pathlib import Path
 
 from seedbed.core.errors import SeedbedError
-from seedbed.experiments.run import execute
+from seedbed.experiments.run import Sitting, execute
 
 
 def main() -> int:
     try:
-        execute(Path(sys.argv[1]), say=lambda line: None)
+        execute(Path(sys.argv[1]), say=lambda line: None, sitting=Sitting(track=tuple(sys.argv[2:])))
     except SeedbedError as e:
         print(e, file=sys.stderr)
         return e.exit_code

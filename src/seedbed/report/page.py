@@ -59,6 +59,8 @@ def write_study_page(folder: Path) -> Path:
         samples={arm: final.get("samples", []) for arm, final in finals.items()},
         ledgers=data["ledger"],
         mixtures=data.get("mixture", {}),
+        givers={},
+        spikes=[],
         resolved={run.parent.name: (run / "resolved.yaml").read_text() for run in runs},
         environment=_json(runs[0] / "env.json") if runs else {},
     )
@@ -98,6 +100,8 @@ def write_run_page(folder: Path) -> Path:
         unit="bits per byte",
         figures=made,
         stage0=final["stage0"],
+        givers={stage: {**g, "from": _homeless(g["from"])} for stage, g in final.get("givers", {}).items()},
+        spikes=final.get("spikes", []),
         exhibits=_exhibits([folder]),
         samples={final["arm"]: final.get("samples", [])},
         ledgers={final["arm"]: {"stages": final["ledger"], "total": None}},
