@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -172,6 +173,13 @@ def test_a_run_record_that_does_not_follow_from_its_own_files_is_found(finished_
     if what == "plan":
         with pytest.raises(RefusedError, match="was changed since the study began"):
             commands.resume(copy)
+
+
+def test_services_follow_every_run_of_a_study(recipe, tmp_path):
+    pytest.importorskip("tensorboard")
+    compare(recipe, out=tmp_path / "study", jobs=2, seeds=[0], track=["tensorboard"])
+    followed = {p.parent.parent.relative_to(tmp_path / "study") for p in (tmp_path / "study").rglob("events.*")}
+    assert followed == {Path("scratch/seed-0"), Path("nca/seed-0")}
 
 
 def test_a_study_that_never_reads_the_test_part_is_refused(recipe, tmp_path):

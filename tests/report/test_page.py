@@ -80,3 +80,17 @@ def test_figures_carry_their_data():
     assert made.data["scratch"] == {"x": [1, 2], "mean": [3.1, 2.1], "low": [3.0, 2.0], "high": [3.2, 2.2]}
     assert re.search(r'<svg [^>]*viewBox="[^"]*"', made.svg) and 'width="504' not in made.svg[:300]
     assert figures.curves(series, xlabel="tokens", ylabel="nats").svg == made.svg, "the same data give the same bytes"
+
+
+def test_the_page_tells_what_was_taken_over_and_what_leapt(recipe, tmp_path):
+    folder, html = _page(recipe, tmp_path)
+    assert "Stage text took weights over from <code>soil</code>." in html and "leapt" not in html
+    final = json.loads((folder / "final.json").read_text())
+    spike = {"loss_nats": {"usual": 3.5, "deviation": 0.1}}
+    final["spikes"] = [{"stage": "text", "run_step": 9, "loss_nats": 7.25, "gradient_norm": 2.5, "spikes": spike}]
+    (folder / "final.json").write_text(json.dumps(final))
+    html = write_page(folder).read_text()
+    assert "leapt" in html and "7.2500" in html and "3.5000" in html
+    parser = Strict()
+    parser.feed(html)
+    assert parser.open == []

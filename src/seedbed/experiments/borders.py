@@ -69,12 +69,19 @@ def open_giver(plan: RunPlan, spec: StageSpec, *, folder: Path, borders: Mapping
 
 
 def check_givers(plan: RunPlan) -> None:
-    """Raise DataError, before anything is trained, if a run or model folder that a stage takes from is not there."""
+    """Raise DataError, before anything is trained, if a run or model folder that a stage takes from is not there.
+
+    Whatever is raised for a model folder that cannot be read is raised here too.
+    """
     for spec in plan.stages:
         if spec.weights is None:
             continue
         kind, colon, place = resolved_from(spec.weights, seed=plan.seed).partition(":")
-        if colon and kind + colon == RUN and not (Path(place) / "resolved.yaml").is_file():
+        if kind + colon == HF:
+            from seedbed.models import hugging_face
+
+            hugging_face.folder_settings(place)
+        if kind + colon == RUN and not (Path(place) / "resolved.yaml").is_file():
             raise DataError(
                 f"stages.{spec.name}.weights.from: {place} is not a run folder; give run:FOLDER, as `seedbed run` wrote it "
                 "({seed} stands for the run's seed)"

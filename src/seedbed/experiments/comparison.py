@@ -252,6 +252,22 @@ def _refuse_mixed_data(finals: Mapping[str, Mapping[int, dict[str, Any]]]) -> No
                     f"the data of stream {stream} differ between seeds {sorted(seen.values())} of arm {arm}: they changed "
                     "while the study ran; put them back and run those seeds again in a new --out"
                 )
+    for place, prints in _outer_givers(finals).items():
+        if len(set(prints)) > 1:
+            raise RefusedError(
+                f"{place} gave other weights to some runs of this study than to others: it changed while the study ran; put it "
+                "back and run those seeds again in a new --out"
+            )
+
+
+def _outer_givers(finals: Mapping[str, Mapping[int, dict[str, Any]]]) -> dict[str, list[str]]:
+    """Return the hashes of the weights that runs took from outside the study, by place, one for each run that took them."""
+    found: dict[str, list[str]] = {}
+    for f in (f for seeds in finals.values() for f in seeds.values()):
+        for giver in f.get("givers", {}).values():
+            if ":" in giver["from"]:
+                found.setdefault(giver["from"], []).append(giver["sha256"])
+    return found
 
 
 def _paired_things(finals: Mapping[str, Mapping[int, dict[str, Any]]]) -> str:
@@ -273,6 +289,8 @@ def _paired_things(finals: Mapping[str, Mapping[int, dict[str, Any]]]) -> str:
     lines += [f"rows of {', '.join(same)}"] if same else []
     lines += ["test documents"] if len(tests) == 1 else ["NOT the test documents"]
     lines += [f"NOT the rows of {', '.join(other)}"] if other else []
+    shared = [place for place, prints in sorted(_outer_givers(finals).items()) if len(prints) > 1]
+    lines += [f"one giver for several runs ({place}), whose own draw is in no interval" for place in shared]
     return ", ".join(lines)
 
 

@@ -344,7 +344,7 @@ def _layout(
     """
     before = known or {
         "threads": plan.threads,
-        "micro_batch_size": {s.name: s.micro_batch_size for s in plan.stages},
+        "micro_batch_size": {s.name: s.micro_batch_size or _rows(plan, s) for s in plan.stages},
         "ranks": ranks.size,
     }
     wanted = {"threads": sitting.threads or before["threads"], "micro_batch_size": dict(before["micro_batch_size"])}
