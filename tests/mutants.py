@@ -1,4 +1,4 @@
-"""Twenty-two one-line breakages, each of which a named test must catch: `make mutants`.
+"""Twenty-seven one-line breakages, each of which a named test must catch: `make mutants`.
 
 Every mutant is made in a copy of the package; its test is run against the copy and must fail (and must pass without it, which
 `make test` shows).
@@ -176,9 +176,44 @@ MUTANTS = [
     Mutant(
         "a checkpoint's hash is not looked at",
         "engine/checkpoints.py",
-        'if sha256(raw).hexdigest() != state["sha256"][name]:',
+        'if found != state["sha256"][name]:',
         "if False:",
         "engine/test_engine.py::test_a_harmed_checkpoint_is_named",
+    ),
+    Mutant(
+        "the schedule forgets the clock",
+        "engine/train.py",
+        "Progress(step=stage.clock + at.step, steps=stage.clock + stage.steps,",
+        "Progress(step=at.step, steps=stage.steps,",
+        "experiments/test_borders.py::test_the_clock_moves_the_schedule_on",
+    ),
+    Mutant(
+        "moments cross for what is drawn anew",
+        "experiments/borders.py",
+        'if actions[name] != "keep" or id(parameter) not in trained or values is None:',
+        "if id(parameter) not in trained or values is None:",
+        "experiments/test_borders.py::test_moments_cross_for_what_is_kept_and_trained_only",
+    ),
+    Mutant(
+        "every layout is let through",
+        "experiments/run.py",
+        "        if layout_free(plan):",
+        "        if True:",
+        "experiments/test_layout.py::test_where_draws_hang_on_the_layout_another_one_needs_a_word[micro-batch]",
+    ),
+    Mutant(
+        "data workers run past a decision",
+        "engine/feed.py",
+        "if at not in self._coming and self._stream.due(at + count) is None:",
+        "if at not in self._coming:",
+        "contracts/test_every_part.py::test_stopping_and_going_on_is_exact_with_every_part[mixture-by_loss-]",
+    ),
+    Mutant(
+        "an exported tokenizer leaves the boundary out",
+        "experiments/exported_tokenizer.py",
+        '"post_processor": _boundary_in_front(boundary, tokenizer.boundary_id)}',
+        '"post_processor": spec["post_processor"]}',
+        "experiments/test_export.py::test_an_export_opens_without_arguments_with_the_run_s_logits_and_ids",
     ),
 ]
 

@@ -661,7 +661,13 @@ def sample(
     tokens: Annotated[int, typer.Option(help="New tokens.", min=1)] = 200,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.", min=0)] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.", min=1)] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens whose probabilities come to this.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help=r"End before this text (\n and \t are understood); repeatable.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Continuations of each prompt.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Names the draws.", min=0)] = 0,
+    device: DeviceOption = Device.auto,
     allow_local_code: LocalCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -670,12 +676,24 @@ def sample(
     from seedbed.experiments.commands import sample as write
 
     prompts = prompt or [""]
-    texts = write(folder, prompts, new_tokens=tokens, seed=seed, temperature=temperature, top_k=top_k)
-    for begun, text in zip(prompts, texts, strict=True):
-        if not as_json:
-            print(begun + text)
+    texts = write(
+        folder,
+        prompts,
+        new_tokens=tokens,
+        samples=samples,
+        seed=seed,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop=[text.replace(r"\n", "\n").replace(r"\t", "\t") for text in stop or []],
+        device=device.value,
+    )
+    begun = [p for p in prompts for _ in range(samples)]
     if as_json:
-        print(json.dumps([{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]))
+        print(json.dumps([{"prompt": p, "text": t} for p, t in zip(begun, texts, strict=True)]))
+        return
+    for number, (first, text) in enumerate(zip(begun, texts, strict=True)):
+        print(f"--- sample {number % samples + 1} of {samples}\n{first}{text}" if samples > 1 else first + text)
 
 
 @app.command(name="list")

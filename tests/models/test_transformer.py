@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from seedbed.core.errors import ConfigError
 from seedbed.core.records import Batch, Role, TokenTargets
-from seedbed.models import transformer
+from seedbed.models import head_loss
 from seedbed.models.hugging_face import llama_config, llama_weights
 from seedbed.models.sizes import SIZES
 from seedbed.models.transformer import Decoder
@@ -154,7 +154,7 @@ def test_chunks_change_neither_loss_nor_gradient(monkeypatch):
         return float(loss.sum_nats.detach()), model.blocks[0].mlp.up.weight.grad, model.head.weight.grad
 
     whole = gradient()
-    monkeypatch.setattr(transformer, "HEAD_CHUNK", 17 * 4)
+    monkeypatch.setattr(head_loss, "CHUNK", 17 * 4)
     parts = gradient()
     assert whole[0] == pytest.approx(parts[0], rel=1e-6)
     torch.testing.assert_close(whole[1:], parts[1:], atol=1e-5, rtol=1e-5)

@@ -121,7 +121,7 @@ class Outputs(Protocol):
 
     hidden_BTD: Array
 
-    def token_loss(self, targets: TokenTargets) -> TokenLoss: ...
+    def token_loss(self, targets: TokenTargets, *, plain: bool = False) -> TokenLoss: ...  # plain: twice differentiable
     def logits(self, rows: Any = ..., positions: Any = ...) -> Array: ...
 
 

@@ -86,14 +86,14 @@ def newest_whole(folder: Path, *, say: Callable[[str], None]) -> tuple[Path, dic
             say(f"note: {harmed}; that checkpoint now stands as {aside.name}, going back to the one before")
             continue
         return checkpoint, state
-    aside = sorted(p.name for p in folder.glob("damaged-*"))
+    damaged = sorted(p.name for p in folder.glob("damaged-*"))
     if harmed:
         raise DataError(
-            f"no whole checkpoint is left: {harmed}; put a file back (the folder is now {', '.join(aside)}), or resume "
+            f"no whole checkpoint is left: {harmed}; put a file back (the folder is now {', '.join(damaged)}), or resume "
             "once more to begin with the first step"
         )
-    if aside:
-        say(f"note: all checkpoints were harmed ({', '.join(aside)}): beginning with the first step")
+    if damaged:
+        say(f"note: all checkpoints were harmed ({', '.join(damaged)}): beginning with the first step")
     return None
 
 

@@ -182,12 +182,15 @@ def sample(
     prompts: Sequence[str],
     *,
     new_tokens: int = 200,
+    samples: int = 1,
     seed: int = 0,
     temperature: float = 0.8,
     top_k: int | None = None,
+    top_p: float | None = None,
+    stop: Sequence[str] = (),
     device: str = "auto",
 ) -> list[str]:
-    """Return a continuation of each prompt by a run's model."""
+    """Return `samples` continuations of each prompt by a run's model, one prompt after the other; see writers/sample.py."""
     trained = open_run(folder, device=device)
     writer = Sample(
         model=trained.model,
@@ -195,5 +198,7 @@ def sample(
         seq_len=trained.seq_len,
         temperature=temperature,
         top_k=top_k,
+        top_p=top_p,
+        stop=list(stop),
     )
-    return writer.write(prompts, new_tokens=new_tokens, seed=seed)
+    return writer.write(prompts, new_tokens=new_tokens, samples=samples, seed=seed)

@@ -17,16 +17,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from seedbed.core.draws import stream
 from seedbed.core.errors import ConfigError, nearest
 from seedbed.core.records import Batch, Cost, Role, TokenLoss, TokenTargets
+from seedbed.models.head_loss import Head, Targets, head_loss, plain_loss
 from seedbed.models.layers import parts as layer_parts
 from seedbed.models.layers.site import SITES, Site
 from seedbed.models.sizes import SIZES
-
-HEAD_CHUNK = 2**24  # logits (positions x vocabulary) that exist at one time while a loss is computed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +153,12 @@ class Transformer(nn.Module):
         frequencies_P = rotary_frequencies(c.head_width, base=c.rope_base, scaling=c.rope_scaling, device=positions_BT.device)
         return rotary(positions_BT, frequencies_P)
 
+    def stepper(self) -> Any:
+        """Return the Stepper (see cache.py) that continues texts. Raises ConfigError for a bidirectional model."""
+        from seedbed.models.cache import stepper  # which imports this file
+
+        return stepper(self)
+
     def embed(self, batch: Batch) -> Float[Tensor, "B T D"]:
         embedded_BTD: Tensor = self.embedding(batch.tokens_BT)
         return embedded_BTD
@@ -227,8 +231,10 @@ class Attention(nn.Module):
     def forward(
         self, states_BTD: Float[Tensor, "B T D"], *, rotation: tuple[Tensor, Tensor], mask: Tensor | None
     ) -> Float[Tensor, "B T D"]:
-        rows, positions, _ = states_BTD.shape
-        q_BHTK, k_BHTK, v_BHTK = self.project(states_BTD, rotation=rotation)
+        return self.mixed(*self.project(states_BTD, rotation=rotation), mask=mask)
+
+    def mixed(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, *, mask: Tensor | None) -> Float[Tensor, "B T D"]:
+        """Return what each position gathers from the values it sees, behind the output projection."""
         mixed_BHTK = F.scaled_dot_product_attention(
             q_BHTK,
             k_BHTK,
@@ -238,7 +244,7 @@ class Attention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=self.grouped,
         )
-        return self.out(mixed_BHTK.transpose(1, 2).reshape(rows, positions, -1))
+        return self.out(mixed_BHTK.transpose(1, 2).flatten(2))
 
     def project(self, states_BTD: Float[Tensor, "B T D"], *, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of every head, the first two rotated to their positions."""
@@ -275,42 +281,28 @@ class Outputs:
     hidden_BTD: Float[Tensor, "B T D"]
     head: Any  # a linear module
 
-    def token_loss(self, targets: TokenTargets) -> TokenLoss:
+    def token_loss(self, targets: TokenTargets, *, plain: bool = False) -> TokenLoss:
         """Return the weighted sum of negative log-likelihoods in nats, in fp32.
 
-        Positions of weight 0 never meet the head. Logits of at most HEAD_CHUNK entries exist at a time; with more than one
-        chunk they are computed again in the backward pass.
+        Positions of weight 0 never meet the head, and the others meet it in chunks (see head_loss.py); `plain` goes through
+        full logits instead, and is as often differentiable as one likes.
         """
         counted_BT = targets.weights_BT > 0
         everything = bool(counted_BT.all())
-        hidden_ND = self.hidden_BTD.flatten(0, 1) if everything else self.hidden_BTD[counted_BT]
-        ids_N = targets.ids_BT[counted_BT].long()
-        weights_N = targets.weights_BT[counted_BT]
-        chunk = max(1, HEAD_CHUNK // self.head.out_features)
-        starts = range(0, len(ids_N), chunk)
-        total = hidden_ND.new_zeros((), dtype=torch.float32)
-        nll_N = []
-        for start in starts:
-            part = slice(start, start + chunk)
-            inputs = (hidden_ND[part], ids_N[part], weights_N[part], targets.z_weight)
-            chunk_sum, chunk_nll = (
-                checkpoint(self._chunk, *inputs, use_reentrant=False) if len(starts) > 1 else self._chunk(*inputs)
-            )
-            total = total + chunk_sum
-            nll_N.append(chunk_nll.detach())
-        nll_BT = torch.zeros_like(targets.weights_BT, dtype=torch.float32)
-        nll_BT[counted_BT] = torch.cat(nll_N) if nll_N else nll_BT.new_empty(0)
+        states_ND = self.hidden_BTD.flatten(0, 1) if everything else self.hidden_BTD[counted_BT]
+        asked = Targets(
+            weights_N=targets.weights_BT[counted_BT], ids_N=targets.ids_BT[counted_BT].long(), z_weight=targets.z_weight
+        )
+        loss = plain_loss if plain else head_loss
+        total, nll_N = loss(states_ND, Head(weight_VD=self.head.weight, bias_V=self.head.bias), asked)
+        nll_BT = nll_N.new_zeros(counted_BT.shape)
+        nll_BT[counted_BT] = nll_N
         return TokenLoss(sum_nats=total, nll_BT=nll_BT)
 
-    def _chunk(self, hidden_ND: Tensor, ids_N: Tensor, weights_N: Tensor, z_weight: float) -> tuple[Tensor, Tensor]:
-        logits_NV = self.head(hidden_ND).float()
-        nll_N = F.cross_entropy(logits_NV, ids_N, reduction="none")
-        each_N = nll_N if z_weight == 0 else nll_N + z_weight * logits_NV.logsumexp(-1) ** 2
-        return (each_N * weights_N).sum(), nll_N
-
     def logits(self, rows: slice | Tensor = slice(None), positions: slice | Tensor = slice(None)) -> Float[Tensor, "B T V"]:
-        """Return logits of the asked rows and positions, detached, in fp32."""
-        return self.head(self.hidden_BTD[rows][:, positions]).float().detach()
+        """Return logits of the asked rows and positions, detached, in fp32 (in fp64 if the weights are)."""
+        logits: Tensor = self.head(self.hidden_BTD[rows][:, positions]).detach()
+        return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def rotary_frequencies(

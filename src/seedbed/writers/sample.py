@@ -1,56 +1,221 @@
-"""Text sampled from a model, token by token; each sample draws from a stream of its own."""
+"""Text sampled from a model, token by token, many samples at a time.
 
-from collections.abc import Sequence
+A sample is a function of the seed, the prompt's text and the sample's number alone: a stream of its own gives one uniform draw
+for each token. So batch size, threads, order and company of prompts change no text, except where a draw falls on the border
+between two tokens so closely that the rounding of a product of another shape decides (tested in float64).
+Letters: P prompts, S samples of each, N rows (N = P * S), T tokens, V vocabulary.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+from torch.nn.functional import pad
 
 from seedbed.core.draws import stream
-from seedbed.core.errors import ConfigError
+from seedbed.core.errors import ConfigError, RunFailedError
 from seedbed.core.protocols import Tokenizer
-from seedbed.core.records import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A model with its tokenizer. Temperature 0 takes the likeliest token; top_k None keeps all."""
+    """A model with its tokenizer, and how texts are sampled (see `picked`).
+
+    A text ends before the boundary, before the first `stop` text, or after `new_tokens`. What a row that grows beyond seq_len
+    is shown is for the model's stepper to say (the default one goes on from the last seq_len // 2 ids).
+    """
 
     model: Any
     tokenizer: Tokenizer
     seq_len: int
-    temperature: float = 0.8
-    top_k: int | None = None
+    temperature: float = 0.8  # 0 takes the likeliest token
+    top_k: int | None = None  # 1 or more; None: all
+    top_p: float | None = None  # above 0, at most 1; None: 1
+    stop: Sequence[str] = ()
+    end_at_boundary: bool = True  # False: the boundary is never picked, so that only a stop text ends a text early
+    batch_size: int = 128  # rows that a thread continues together
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or (self.top_k is not None and self.top_k < 1):
             raise ConfigError(f"temperature must be 0 or more and top_k 1 or more; got {self.temperature} and {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p must lie above 0 and be 1 (all tokens) at most; got {self.top_p}")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise ConfigError(f"stop must be a list of texts, none of them empty; got {self.stop!r}")
+        if self.batch_size < 1 or self.seq_len < 1:
+            raise ConfigError(f"batch_size and seq_len must be 1 or more; got {self.batch_size} and {self.seq_len}")
 
-    def write(self, prompts: Sequence[str], *, new_tokens: int, seed: int) -> list[str]:
-        """Return the continuation of each prompt (without the prompt)."""
-        return [self._one(p, number, new_tokens=new_tokens, seed=seed) for number, p in enumerate(prompts)]
+    def write(self, prompts: Sequence[str], *, new_tokens: int, seed: int, samples: int = 1) -> list[str]:
+        """Return `samples` continuations (without the prompt) of each prompt, one prompt after the other.
 
-    @torch.no_grad()
-    def _one(self, prompt: str, number: int, *, new_tokens: int, seed: int) -> str:
-        draws = stream(seed, "sample", number, prompt)
-        ids = [self.tokenizer.boundary_id, *self.tokenizer.encode(prompt).tolist()]
-        begun = len(ids)
-        device = next(self.model.parameters()).device
+        A prompt given again gets further samples: ["a", "a"] is as ["a"] with twice as many.
+        Raises ConfigError if the model cannot continue a text, RunFailedError if its logits are not finite.
+        """
+        if new_tokens < 0 or samples < 1:
+            raise ConfigError(f"new_tokens must be 0 or more and samples 1 or more; got {new_tokens} and {samples}")
+        if not prompts or not new_tokens:
+            return [""] * (len(prompts) * samples)
         self.model.eval()
-        while len(ids) < begun + new_tokens:
-            shown = torch.tensor([ids[-self.seq_len :]], device=device)
-            logits_V = self.model(Batch(tokens_BT=shown)).logits(positions=slice(-1, None))[0, 0].double().cpu().numpy()
-            token = self._pick(logits_V, draws)
-            if token == self.tokenizer.boundary_id:
-                break
-            ids.append(token)
-        return self.tokenizer.decode(np.array(ids[begun:], dtype=np.int32))
+        with torch.inference_mode():
+            stepper = self.model.stepper()
+        texts: dict[str, list[str]] = {prompt: [] for prompt in prompts}
+        waves = list(self._waves({prompt: times * samples for prompt, times in Counter(prompts).items()}))
 
-    def _pick(self, logits_V: np.ndarray, draws: np.random.Generator) -> int:
-        if self.temperature == 0:
-            return int(logits_V.argmax())
-        if self.top_k is not None and self.top_k < len(logits_V):
-            logits_V = np.where(logits_V < np.sort(logits_V)[-self.top_k], -np.inf, logits_V)
-        weights_V = np.exp((logits_V - logits_V.max()) / self.temperature)
-        return int(np.searchsorted(np.cumsum(weights_V) / weights_V.sum(), draws.random(), side="right"))
+        def continued(wave: _Wave) -> list[str]:
+            # a thread begins without the caller's autocast; without it everywhere, threads change no text
+            with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
+                return self._continued(wave, stepper=stepper, new_tokens=new_tokens, seed=seed)
+
+        for wave, found in zip(waves, _in_threads(continued, waves, device=self._device), strict=True):
+            for row, text in enumerate(found):
+                texts[wave.prompts[row // len(wave.numbers)]].append(text)
+        in_turn = {prompt: iter(found) for prompt, found in texts.items()}
+        return [next(in_turn[prompt]) for prompt in prompts for _ in range(samples)]
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    def _waves(self, asked: dict[str, int]) -> Iterator["_Wave"]:
+        """Yield rows that go together: prompts of as many samples each, of about the same length."""
+        ids = dict(zip(asked, self.tokenizer.encode_batch(list(asked)), strict=True))
+        for times in sorted(set(asked.values())):
+            alike = sorted((prompt for prompt in asked if asked[prompt] == times), key=lambda prompt: len(ids[prompt]))
+            size = max(1, self.batch_size // times)
+            for some in (alike[i : i + size] for i in range(0, len(alike), size)):
+                for first in range(0, times, self.batch_size):
+                    numbers = range(first, min(first + self.batch_size, times))
+                    yield _Wave(prompts=some, ids=[ids[prompt] for prompt in some], numbers=numbers)
+
+    def _continued(self, wave: "_Wave", *, stepper: Any, new_tokens: int, seed: int) -> list[str]:
+        """Return the texts of a wave, one prompt after the other."""
+        prompts, samples = len(wave.prompts), len(wave.numbers)
+        begun = [torch.tensor([self.tokenizer.boundary_id, *ids.tolist()], device=self._device) for ids in wave.ids]
+        streams = [stream(seed, "sample", prompt, number) for prompt in wave.prompts for number in wave.numbers]
+        draws_NT = torch.from_numpy(np.stack([draws.random(new_tokens) for draws in streams]))
+        written_NT, lengths_N = torch.zeros(draws_NT.shape, dtype=torch.long), torch.full((len(draws_NT),), new_tokens)
+        rows_PS = torch.arange(len(draws_NT)).view(prompts, samples)  # which row stands where in the grid
+        going_PS = torch.ones_like(rows_PS, dtype=torch.bool)
+        grid = stepper.begin(begun, samples=samples, seq_len=self.seq_len)
+        logits_PSV = grid.logits_PV[:, None].expand(-1, samples, -1)
+        for t in range(new_tokens):
+            ids_PS = self._picked(logits_PSV, draws_NT[rows_PS, t])
+            written_NT[rows_PS, t] = ids_PS
+            ended_PS = going_PS & (ids_PS == self.tokenizer.boundary_id)
+            lengths_N[rows_PS[ended_PS]] = t
+            going_PS &= ~ended_PS
+            if self.stop:
+                for row in rows_PS[going_PS].tolist():
+                    if self._stopped(written_NT[row, : t + 1].numpy()):
+                        lengths_N[row] = t + 1
+                going_PS &= lengths_N[rows_PS] > t + 1
+            if not going_PS.any() or t + 1 == new_tokens:
+                break
+            if (kept_PS := _fewer(going_PS)) is not None:
+                grid.keep(kept_PS.to(self._device))
+                ids_PS, rows_PS, going_PS = (x.flatten()[kept_PS] for x in (ids_PS, rows_PS, going_PS))
+            logits_PSV = grid.advance(ids_PS.to(self._device))
+        return [self._text(ids_T[:length]) for ids_T, length in zip(written_NT.numpy(), lengths_N.tolist(), strict=True)]
+
+    def _picked(self, logits_PSV: Float[Tensor, "P S V"], draws_PS: Float64[Tensor, "P S"]) -> Int[Tensor, "P S"]:
+        known_PSV = logits_PSV[..., : self.tokenizer.vocab_size]  # a model may have rows for ids that no text has
+        known_NV = known_PSV.flatten(0, 1).to("cpu" if known_PSV.device.type == "mps" else known_PSV.device, torch.float64)
+        if not self.end_at_boundary:
+            known_NV = known_NV.index_fill(1, torch.tensor(self.tokenizer.boundary_id, device=known_NV.device), float("-inf"))
+        draws_N = draws_PS.flatten().to(known_NV.device)
+        ids_N = picked(known_NV, draws_N, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        return ids_N.view(draws_PS.shape).cpu()
+
+    def _stopped(self, ids_T: Int[np.ndarray, "_"]) -> bool:
+        """Whether the text holds a stop text, given that it held none a token ago."""
+        longest = max(len(text.encode()) for text in self.stop)
+        ending = self.tokenizer.decode(ids_T[-longest - 4 :])  # saves time; an end missed here is found by _text
+        return _cut(ending, self.stop) is not None and _cut(self.tokenizer.decode(ids_T), self.stop) is not None
+
+    def _text(self, ids_T: Int[np.ndarray, "_"]) -> str:
+        """Return the text up to the first stop text: of those that its first token to complete one has completed."""
+        text = self.tokenizer.decode(ids_T)
+        if _cut(text, self.stop) is None:
+            return text
+        beginnings = (_cut(self.tokenizer.decode(ids_T[:length]), self.stop) for length in range(1, len(ids_T) + 1))
+        return next(cut for cut in beginnings if cut is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wave:
+    """Rows that are continued together: each of the prompts with samples of these numbers."""
+
+    prompts: list[str]
+    ids: list[Int[np.ndarray, "_"]]
+    numbers: range
+
+
+def _in_threads(work: Callable[[_Wave], list[str]], waves: Sequence[_Wave], *, device: torch.device) -> list[list[str]]:
+    """Return the work on every wave; on a processor, torch's threads are shared out among waves, which share no state."""
+    threads = torch.get_num_threads()
+    workers = min(threads, len(waves)) if device.type == "cpu" else 1
+    if workers == 1:
+        return [work(wave) for wave in waves]
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+            return list(pool.map(work, waves))
+    finally:
+        torch.set_num_threads(threads)  # what a thread sets for itself is also what new threads begin with
+
+
+def _fewer(going_PS: Tensor) -> Int[Tensor, "P S"] | None:
+    """Return a grid with the rows that still go, if one of half the size will do; it may hold some that do not."""
+    samples = going_PS.shape[1]
+    lines, widest = going_PS.any(1).nonzero()[:, 0], int(going_PS.sum(1).max())
+    if 2 * len(lines) * widest > going_PS.numel():
+        return None
+    going_first_PS = going_PS[lines].sort(dim=1, descending=True, stable=True).indices
+    return lines[:, None] * samples + going_first_PS[:, :widest]
+
+
+def picked(
+    logits_NV: Float64[Tensor, "N V"],
+    draws_N: Float64[Tensor, "N"],
+    *,
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Int[Tensor, "N"]:
+    """Return one id a row, as a uniform draw (0 to 1, 1 excluded) says: with the ids in order, the one it falls on.
+
+    Logits are divided by the temperature (0 takes the likeliest id, the lowest of equals). The `top_k` likeliest ids stay, and
+    all equals of the last; of these, the fewest likeliest (the lowest of equals) whose probabilities come to `top_p`.
+    Raises RunFailedError if logits are not finite (minus infinity is allowed).
+    """
+    likeliest_N1 = logits_NV.amax(-1, keepdim=True)
+    if not likeliest_N1.isfinite().all():
+        raise RunFailedError(
+            "the model's logits are not finite, so no token can be picked; sample from a checkpoint before the loss went astray"
+        )
+    if temperature == 0:
+        return logits_NV.argmax(-1)
+    weights_NV = logits_NV.sub(likeliest_N1).div_(temperature).exp_()
+    if top_k is not None and top_k < logits_NV.shape[1]:
+        weights_NV *= logits_NV >= logits_NV.topk(top_k).values[:, -1:]
+    if top_p is not None and top_p < 1:
+        falling_NV, order_NV = weights_NV.sort(descending=True, stable=True)
+        reached_NV = falling_NV.cumsum(-1)
+        stays_NV = pad(reached_NV[:, :-1], (1, 0)) < top_p * reached_NV[:, -1:]
+        weights_NV *= torch.empty_like(stays_NV).scatter_(1, order_NV, stays_NV)
+    reached_NV = weights_NV.cumsum(-1)
+    total_N1 = reached_NV[:, -1:]
+    aims_N1 = torch.minimum(draws_N[:, None] * total_N1, total_N1.nextafter(torch.zeros_like(total_N1)))
+    return torch.searchsorted(reached_NV, aims_N1, right=True)[:, 0]
+
+
+def _cut(text: str, stops: Sequence[str]) -> str | None:
+    """Return the text before the first of these; None if it holds none."""
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return text[: min(places)] if places else None
