@@ -622,7 +622,7 @@ def export(
         print(json.dumps(asdict(found), default=str))
         return
     for name, value in asdict(found).items():
-        print(f"{name}: {value}")
+        print("\n".join(f"note: {note}" for note in value) if name == "notes" else f"{name}: {value}")
 
 
 @app.command()

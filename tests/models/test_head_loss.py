@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
 from seedbed.models import head_loss as module
-from seedbed.models.head_loss import Head, Targets, Teacher, head_loss, plain_loss
+from seedbed.models.head_loss import Head, Targets, Teacher, head_loss, logprobs, plain_loss, ranks, top
 
 N, D, V, K = 23, 8, 37, 3
 
@@ -120,3 +120,29 @@ def test_the_full_matrix_of_logits_never_exists():
     with Largest():
         head_loss(states, Head(weight_VD=weight), targets)[0].backward()
     assert Largest.size <= module.CHUNK < rows * vocabulary
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_what_is_read_off_the_head_is_that_of_full_logits(monkeypatch, rows):
+    monkeypatch.setattr(module, "CHUNK", rows * V)
+    states, weight, bias = _inputs(True)
+    head, ids = Head(weight_VD=weight, bias_V=bias), torch.stack([_ids(N), _ids(N, seed=4)], 1)
+    full = F.linear(states, weight, bias).log_softmax(-1)
+    wanted = full.gather(-1, ids)
+    found = logprobs(states, head, ids)
+    torch.testing.assert_close(found, wanted)
+    each = _draw(N, 2, seed=6)
+    for mine, theirs in zip(
+        torch.autograd.grad((found * each).sum(), (states, weight, bias)),
+        torch.autograd.grad((wanted * each).sum(), (states, weight, bias)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    likelier = (full > full.gather(-1, ids[:, :1])).sum(-1)
+    assert torch.equal(ranks(states, head, ids[:, 0]), likelier)
+    best_ids, best = top(states, head, k=3)
+    torch.testing.assert_close(best, full.topk(3).values)
+    assert torch.equal(ranks(states, head, best_ids[:, 2]), torch.full((N,), 2))
+    nothing = states[:0]
+    assert logprobs(nothing, head, ids[:0]).shape == (0, 2) and top(nothing, head, k=3)[0].shape == (0, 3)
+    assert ranks(nothing, head, ids[:0, 0]).shape == (0,)

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -163,7 +164,8 @@ def test_threads_change_no_text_and_are_given_back():
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             texts.append(writer.write(PROMPTS, samples=4, new_tokens=12, seed=0))
-            assert torch.get_num_threads() == threads
+            with ThreadPoolExecutor(1) as new:
+                assert new.submit(torch.get_num_threads).result() == torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
     assert texts[0] == texts[1] == texts[2]
@@ -195,10 +197,19 @@ def test_a_draw_falls_on_the_id_whose_share_of_the_unit_it_meets():
     assert picked(logits_NV, draws_N, temperature=1).tolist() == [0, 0, 2, 2, 3, 3, 3, 2]
 
 
-def test_a_draw_just_below_one_never_falls_on_an_id_of_no_weight():
-    logits_NV = torch.tensor([[1.0, 2.0, -torch.inf], [2.0, 1.0, 0.0]], dtype=torch.float64)
-    draws_N = torch.full((2,), 1 - 2**-53, dtype=torch.float64)
-    assert picked(logits_NV, draws_N, temperature=0.7, top_k=2).tolist() == [1, 1]
+def test_a_draw_on_a_border_falls_on_the_next_id():
+    logits_NV = torch.zeros(4, 4, dtype=torch.float64)
+    draws_N = torch.tensor([0.0, 0.25, 0.5, 0.75], dtype=torch.float64)
+    assert picked(logits_NV, draws_N, temperature=1).tolist() == [0, 1, 2, 3]
+
+
+def test_no_draw_falls_on_an_id_of_no_weight():
+    """Neither 0 nor the largest draw, whatever the total of the weights is."""
+    n = 2000
+    logits_NV = torch.full((n, 5), -torch.inf, dtype=torch.float64)
+    logits_NV[:, 1:4] = torch.from_numpy(np.random.default_rng(0).normal(size=(n, 3)))
+    for draw, id in ((0.0, 1), (1 - 2**-53, 3)):
+        assert set(picked(logits_NV, torch.full((n,), draw, dtype=torch.float64), temperature=0.7).tolist()) == {id}
 
 
 FIVE = np.array([0.15, 0.3, 0.05, 0.3, 0.2])

@@ -293,7 +293,8 @@ def _about(run: Path, trained: Trained) -> list[str]:
     elif final["status"] != "done":
         notes.append(f"The run failed, and these are the weights of its newest checkpoint: {final['error']}")
     named = [spec.named_sources for spec in trained.plan.streams.values()]
-    if any(isinstance(part, dict) and "path" in part for parts in named for part in parts.values()):
+    paths = [part["path"] for parts in named for part in parts.values() if isinstance(part, dict) and "path" in part]
+    if any(not str(path).startswith(("builtin:", "hub:")) for path in paths):
         notes.append("resolved.yaml names the data by the paths that the recipe gave; look at it before you hand it on.")
     return notes
 

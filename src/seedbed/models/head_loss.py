@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 CHUNK = 2**24  # logits of a chunk: 64 MiB in fp32; smaller ones cost more in sums of the head's gradient (measured)
 
@@ -132,6 +133,46 @@ def plain_loss(states_ND: Float[Tensor, "N D"], head: Head, targets: Targets) ->
     each_N = (asked.mass() * warm_NV.logsumexp(-1, keepdim=True) - asked.dot(warm_NV))[:, 0]
     penalty_N = targets.z_weight * logits_NV.logsumexp(-1) ** 2 if targets.z_weight else 0.0
     return ((each_N + penalty_N) * targets.weights_N).sum(), each_N.detach()
+
+
+def logprobs(states_ND: Float[Tensor, "N D"], head: Head, ids_NK: Int[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    """Return the log-probability of each given id, each differentiable; the backward pass makes a chunk's logits again."""
+
+    def of(states_CD: Tensor, ids_CK: Tensor) -> Tensor:
+        logits_CV = head.logits(states_CD)
+        return logits_CV.gather(-1, ids_CK) - logits_CV.logsumexp(-1, keepdim=True)
+
+    found = [
+        checkpoint(of, states_ND[part], ids_NK[part], use_reentrant=False)
+        if torch.is_grad_enabled()
+        else of(states_ND[part], ids_NK[part])
+        for part in head.chunks(len(states_ND))
+    ]
+    return torch.cat(found) if found else wide(states_ND.new_zeros(ids_NK.shape))
+
+
+@torch.no_grad()
+def ranks(states_ND: Float[Tensor, "N D"], head: Head, ids_N: Int[Tensor, "N"]) -> Int[Tensor, "N"]:
+    """Return how many ids are likelier than the given one (0: it is the likeliest)."""
+    found = [ids_N.new_zeros(0)]
+    for part in head.chunks(len(states_ND)):
+        logits_CV = head.logits(states_ND[part])
+        found.append((logits_CV > logits_CV.gather(-1, ids_N[part, None])).sum(-1))
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def top(states_ND: Float[Tensor, "N D"], head: Head, *, k: int) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"]]:
+    """Return the k likeliest ids and their log-probabilities, the likeliest first."""
+    ids, values = [], []
+    for part in head.chunks(len(states_ND)):
+        logits_CV = head.logits(states_ND[part])
+        best = logits_CV.topk(k)
+        ids.append(best.indices)
+        values.append(best.values - logits_CV.logsumexp(-1, keepdim=True))
+    if not ids:
+        return torch.zeros(0, k, dtype=torch.long, device=states_ND.device), wide(states_ND.new_zeros(0, k))
+    return torch.cat(ids), torch.cat(values)
 
 
 class _HeadLoss(torch.autograd.Function):

@@ -210,8 +210,7 @@ def picked(
         stays_NV = pad(reached_NV[:, :-1], (1, 0)) < top_p * reached_NV[:, -1:]
         weights_NV *= torch.empty_like(stays_NV).scatter_(1, order_NV, stays_NV)
     reached_NV = weights_NV.cumsum(-1)
-    total_N1 = reached_NV[:, -1:]
-    aims_N1 = torch.minimum(draws_N[:, None] * total_N1, total_N1.nextafter(torch.zeros_like(total_N1)))
+    aims_N1 = draws_N[:, None] * reached_NV[:, -1:]  # below the total, also when rounded
     return torch.searchsorted(reached_NV, aims_N1, right=True)[:, 0]
 
 
