@@ -136,6 +136,7 @@ class Model(Protocol):
     def __call__(self, batch: Batch) -> Outputs: ...
     def cost(self, *, rows: int, seq_len: int, counted: int | None = None) -> Cost: ...  # of one forward
     def initialize(self, *, seed: int, stream: str = "init", embedding_std: float | None = None) -> None: ...
+    def stepper(self) -> Any: ...  # continues rows token by token, for writers: see `Stepper` in seedbed.models.cache
 
 
 @runtime_checkable

@@ -271,7 +271,13 @@ def check_parts(plan: RunPlan) -> None:
         for i, view in enumerate(spec.views):
             views.parts.build(view, path=f"streams.{name}.views.{i}")
     with torch.device("meta"):
-        roles = build_model(plan, vocab_size=8).roles
+        model = build_model(plan, vocab_size=8)
+        if plan.evaluate.samples and gives_text(plan.streams[plan.stages[-1].stream]):
+            try:
+                model.stepper()
+            except ConfigError as e:
+                raise ConfigError(f"evaluate.samples: {e} (or leave `samples` empty)") from None
+    roles = model.roles
     for stage in plan.stages:
         path = f"stages.{stage.name}"
         _check_patterns(stage, list(roles.values()))

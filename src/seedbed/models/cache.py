@@ -3,8 +3,9 @@
 P prompts are read in one batch, and each is continued by S samples, which share what is kept of their prompt: attention in a
 step is one product of all samples of a prompt with the prompt's keys, and one of each row with its own keys.
 
-A row shows at most seq_len ids. Where one more would not fit, its last seq_len // 2 ids (at least one), the newest among them,
-are shown anew, from position 0 on. So what a row is shown depends on that row alone, never on those that stand beside it.
+A row shows at most seq_len ids: of a longer prompt the last. Where one more would not fit, the last seq_len // 2 ids (at least
+one), the newest among them, are shown anew, from position 0 on. So what a row is shown depends on that row alone, never on
+those that stand beside it.
 
 Letters: B rows read, T their positions, P prompts, S samples of each, N rows of a step (N = P * S), C own positions, D width,
 H heads, G heads of keys and values, M heads to each of those (H = G * M), X heads of all kinds, K head width, V vocabulary.
