@@ -206,7 +206,7 @@ MUTANTS = [
         "engine/feed.py",
         "if at not in self._coming and self._stream.due(at + count) is None:",
         "if at not in self._coming:",
-        "contracts/test_every_part.py::test_stopping_and_going_on_is_exact_with_every_part[mixture-by_loss-]",
+        "experiments/test_mixture_runs.py::test_data_workers_do_not_run_past_a_decision",
     ),
     Mutant(
         "an exported tokenizer leaves the boundary out",

@@ -4,11 +4,12 @@ import math
 import pytest
 import torch
 
-from seedbed.core.errors import ConfigError, DataError, InterruptedRunError, RunFailedError
+from seedbed.core.errors import ConfigError, DataError, InterruptedRunError, RefusedError, RunFailedError
 from seedbed.core.ledger import Ledger
 from seedbed.core.stream import Stream
+from seedbed.engine import checkpoints as module
 from seedbed.engine.batches import collate, pieces
-from seedbed.engine.checkpoints import latest, load_checkpoint, save_checkpoint
+from seedbed.engine.checkpoints import latest, load_checkpoint, newest_whole, save_checkpoint
 from seedbed.engine.precision import prepare_machine
 from seedbed.engine.train import Counters, Hooks, Stage, train
 from seedbed.mixture.epochs import Epochs
@@ -190,8 +191,23 @@ def test_a_checkpoint_of_another_model_or_format_is_refused(tmp_path):
         load_checkpoint(folder, model=_stage(attention_bias=True).model)
     state = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps({**state, "format": 99}))
-    with pytest.raises(DataError, match="format 99"):
+    with pytest.raises(RefusedError, match="format 99.*go on with the version"):
         load_checkpoint(folder, model=_stage().model)
+    with pytest.raises(RefusedError, match="format 99"):
+        newest_whole(folder.parent, say=print)
+    assert folder.is_dir(), "of another format is not harmed"
+
+
+def test_an_error_of_reading_harms_no_checkpoint(tmp_path, monkeypatch):
+    _, folder = _saved(tmp_path)
+
+    def unreadable(*given):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    with monkeypatch.context() as patch, pytest.raises(PermissionError):
+        patch.setattr(module, "file_digest", unreadable)
+        newest_whole(folder.parent, say=print)
+    assert newest_whole(folder.parent, say=print)[0] == folder
 
 
 def test_the_newest_checkpoint_is_found(tmp_path):

@@ -85,6 +85,8 @@ def test_what_is_not_carried_begins_anew(continued, tmp_path, carry, same_loss, 
     assert (_losses(folder)[6] == _losses(one)[6]) is same_loss, "the seventh loss is seen before the seventh step is made"
     assert (_losses(folder)[7] == _losses(one)[7]) is ("moments" in carry and same_loss)
     assert any(line.endswith(said) for line in lines)
+    transfer = json.loads((folder / "final.json").read_text())["transfer"]["second"]
+    assert set(transfer.values()) == {"keep" if "weights" in carry else "fresh"}
 
 
 def test_moments_cross_for_what_is_kept_and_trained_only(continued, tmp_path):

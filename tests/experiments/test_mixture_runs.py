@@ -185,7 +185,7 @@ def test_what_was_measured_behind_the_last_checkpoint_is_measured_and_charged_ag
     whole = _run(mixed, tmp_path / "whole", BY_LOSS)
     folder = tmp_path / "killed"
     create(load(mixed, sets=BY_LOSS).plan(arm="run", seed=0, threads=1), folder, recipe_text="x")
-    real = module._Metrics.__call__
+    real = module.Metrics.__call__
 
     def killed(self, line):
         if line["run_step"] == 10:
@@ -193,13 +193,21 @@ def test_what_was_measured_behind_the_last_checkpoint_is_measured_and_charged_ag
         real(self, line)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(module._Metrics, "__call__", killed)
+        patch.setattr(module.Metrics, "__call__", killed)
         execute(folder, say=lambda line: None)
     assert [m.step for _, m in read_feedback(folder)] == [4, 8]
     commands.resume(folder, say=lambda line: None)
     _same(whole, folder)
     spent = [finished(f)["ledger"]["text"]["evaluate"]["flops_run"] for f in (whole, folder)]
     assert spent[0] == spent[1] and read_feedback(whole) == read_feedback(folder)
+
+
+def test_data_workers_do_not_run_past_a_decision(mixed, tmp_path):
+    whole = _run(mixed, tmp_path / "whole", BY_LOSS)
+    create(load(mixed, sets=BY_LOSS).plan(arm="run", seed=0, threads=1, data_workers=1), tmp_path / "ahead", recipe_text="x")
+    execute(tmp_path / "ahead", say=lambda line: None)
+    _same(whole, tmp_path / "ahead")
+    assert len(read_feedback(whole)) > 1 and read_feedback(whole) == read_feedback(tmp_path / "ahead")
 
 
 def test_an_altered_measurement_is_refused(mixed, tmp_path, monkeypatch):
@@ -288,7 +296,9 @@ def test_inspect_shows_before_the_run_what_the_run_will_see(mixed, tmp_path, mon
 
     monkeypatch.setattr(module, "train", watched)
     folder = _run(mixed, tmp_path / "run")
-    assert asdict(inspect(folder, step=6)) == asdict(before)
+    after = asdict(inspect(folder, step=6))
+    assert after.pop("numbers")["run_step"] == 6 and asdict(before).pop("numbers") == {}
+    assert after == {k: v for k, v in asdict(before).items() if k != "numbers"}
     assert [r.tokens for r in before.rows] == [r.tokens_T.tolist() for r in rows]
     assert [r.position for r in before.rows] == [20, 21, 22, 23]
     first = before.rows[0]

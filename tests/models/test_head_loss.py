@@ -146,3 +146,15 @@ def test_what_is_read_off_the_head_is_that_of_full_logits(monkeypatch, rows):
     nothing = states[:0]
     assert logprobs(nothing, head, ids[:0]).shape == (0, 2) and top(nothing, head, k=3)[0].shape == (0, 3)
     assert ranks(nothing, head, ids[:0, 0]).shape == (0,)
+
+
+def test_without_gradients_none_are_made(monkeypatch):
+    wanted = []
+    real = module._chunk
+    monkeypatch.setattr(module, "_chunk", lambda *given, **named: wanted.append(named["wanted"]) or real(*given, **named))
+    states, weight, bias = _inputs(True)
+    targets = _asked("ids")
+    with torch.no_grad():
+        head_loss(states, Head(weight_VD=weight, bias_V=bias), targets)
+    head_loss(states, Head(weight_VD=weight, bias_V=bias), targets)
+    assert wanted == [False, True]

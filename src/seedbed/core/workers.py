@@ -1,4 +1,6 @@
-"""Worker processes: begun afresh (spawn), deaf to Ctrl-C, which is the parent's to hear, and gone when the parent is gone."""
+"""Worker processes: begun afresh (spawn), in a session of their own, as Ctrl-C and a terminal's or launcher's signals are the
+parent's to hear, and gone when the parent is gone.
+"""
 
 import os
 import signal
@@ -16,6 +18,7 @@ def worker_pool(workers: int, begin: Callable[..., None], *given: Any) -> Proces
 
 def _begin(begin: Callable[..., None], given: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setsid()
     parent = parent_process()
 
     def end_with_parent() -> None:

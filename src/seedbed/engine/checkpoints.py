@@ -17,10 +17,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from seedbed.core.durable import whole_folder
-from seedbed.core.errors import DataError
+from seedbed.core.errors import DataError, RefusedError
 
 FORMAT = 2
 MODEL, OPTIMIZER, FINAL = "model.safetensors", "optimizer.safetensors", "final"
+_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # any other error of reading harms no checkpoint
 _REMEDY = (
     "an unfinished run goes on from the checkpoint before it with `seedbed resume`; of a finished one put the file back, "
     "or start the run again"
@@ -54,14 +55,18 @@ def _own_hash(content: Mapping[str, Any]) -> str:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return state.json. Raises DataError if it is missing, broken or altered."""
+    """Return state.json. Raises DataError if it is missing, broken or altered, RefusedError if it is of another format."""
     try:
         state = json.loads((folder / "state.json").read_text())
-    except (OSError, ValueError) as e:
+    except (*_GONE, ValueError) as e:
         raise DataError(f"the checkpoint {folder} cannot be read: {e}; {_REMEDY}") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else None
-        raise DataError(f"the checkpoint {folder} has format {found}, this version reads {FORMAT}")
+    if not isinstance(state, dict) or not isinstance(state.get("format"), int):
+        raise DataError(f"{folder / 'state.json'} is no state of a checkpoint; {_REMEDY}")
+    if state["format"] != FORMAT:
+        raise RefusedError(
+            f"the checkpoint {folder} has format {state['format']}, this version reads {FORMAT}; go on with the version of "
+            "seedbed that wrote it (env.json names it), or start a new run with another --out"
+        )
     if state.get("self") != _own_hash(state):
         raise DataError(f"{folder / 'state.json'} was altered since it was written; {_REMEDY}")
     return state
@@ -162,7 +167,7 @@ def _check_hash(folder: Path, name: str, state: Mapping[str, Any]) -> None:
     try:
         with (folder / name).open("rb") as file:
             found = file_digest(file, "sha256").hexdigest()
-    except OSError as e:
+    except _GONE as e:
         raise DataError(f"the checkpoint {folder} lacks {name} ({e.strerror}); {_REMEDY}") from None
     if found != state["sha256"][name]:
         raise DataError(f"{folder / name} was altered or cut since it was written; {_REMEDY}")

@@ -29,8 +29,8 @@ class Made(NamedTuple):
 class Feed:
     """Gives this rank's share of a stream's rows, from any step on.
 
-    `opener` makes the same stream in a worker; it must be picklable. Raises ConfigError if the rows of a step cannot be shared
-    out evenly.
+    `opener` makes the same stream in a worker; it must be picklable. If workers are gone while `stopping` says that the run is
+    to stop, its last rows are made here. Raises ConfigError if the rows of a step cannot be shared out evenly.
     """
 
     def __init__(
@@ -41,8 +41,10 @@ class Feed:
         workers: int = 0,
         opener: Callable[[], Stream] | None = None,
         ranks: Ranks | None = None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         ranks = ranks or Ranks()
+        self._stopping = stopping
         if stream.batch_size % ranks.size:
             raise ConfigError(
                 f"stream {stream.name}: batch_size {stream.batch_size} cannot be shared out evenly to {ranks.size} ranks; give "
@@ -75,6 +77,8 @@ class Feed:
                     self._coming[at] = self._pool.submit(_make_there, at + self._offset, self._share, self._seed, history)
             return self._coming.pop(start).result()
         except BrokenProcessPool:
+            if self._stopping():  # the same signal ended them
+                return _make(self._stream, start + self._offset, self._share, self._seed)
             raise StoppedRunError(
                 "a data worker was killed (out of memory?); the last checkpoint is whole: `seedbed resume` goes on from it, "
                 "perhaps with fewer --data-workers"
@@ -91,15 +95,19 @@ def _make(stream: Stream, start: int, count: int, seed: int) -> Made:
     return Made(rows, time.perf_counter() - begun)
 
 
-_stream: Stream | None = None  # of this worker
+_stream: Stream | Exception  # of this worker, or why it has none
 
 
 def _open(opener: Callable[[], Stream]) -> None:
     global _stream  # noqa: PLW0603  # a pool hands its workers nothing but arguments
-    _stream = opener()
+    try:
+        _stream = opener()
+    except Exception as e:  # raised here, it would look as if the worker was killed
+        _stream = e
 
 
 def _make_there(start: int, count: int, seed: int, history: list[Measurement]) -> Any:
-    assert _stream is not None
+    if isinstance(_stream, Exception):
+        raise _stream
     _stream.history[:] = history
     return _make(_stream, start, count, seed)

@@ -41,17 +41,17 @@ class Ranks:
         return summed.tolist()
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Sum every parameter's gradient over all ranks, in place; a rank that was asked nothing adds zeros."""
+        """Sum every parameter's gradient over all ranks, in place; what no rank has a gradient for has none afterwards."""
         if self.size == 1:
             return
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        there = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([there, *(g.flatten() for g in grads)])
         with _together():
             dist.all_reduce(flat)
-        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = part.view_as(parameter).clone()
+        there, *parts = flat.split([len(grads), *(p.numel() for p in parameters)])
+        for parameter, anywhere, part in zip(parameters, there.tolist(), parts, strict=True):
+            parameter.grad = part.view_as(parameter).clone() if anywhere else None
 
     def any(self, wish: bool) -> bool:
         """Whether any rank wishes it."""

@@ -173,6 +173,7 @@ def train(
         if stopped or kept or at.step % stage.checkpoint_every == 0 or at.step == stage.steps:
             hooks.save()
         if stopped:
+            ranks.wait()  # whoever ends first has the others ended by torchrun, in the middle of saving
             raise InterruptedRunError(
                 f"stopped after step {at.step} of {stage.steps} of stage {stage.name!r}; a checkpoint is saved, "
                 "`seedbed resume` goes on from it"

@@ -51,6 +51,15 @@ def open_giver(plan: RunPlan, spec: StageSpec, *, folder: Path, borders: Mapping
             raise DataError(f"{place} has no checkpoint to take weights from; let it run with `seedbed resume {place}`")
     else:
         giving, checkpoint = plan, folder / "checkpoints" / borders[name]
+    try:
+        return _opened(giving, checkpoint, spec, name=name)
+    except DataError as e:
+        raise DataError(
+            f"stage {spec.name} takes over from {name}, and cannot: {e}. No other checkpoint can stand in for this one"
+        ) from None
+
+
+def _opened(giving: RunPlan, checkpoint: Path, spec: StageSpec, *, name: str) -> Giver:
     state = read_state(checkpoint)
     stage = giving.stages[min(state["counters"]["stage"], len(giving.stages) - 1)]
     with torch.device("meta"):

@@ -11,6 +11,7 @@ from seedbed.core.protocols import Tokenizer
 from seedbed.core.records import Measurement
 from seedbed.engine.checkpoints import latest, load_checkpoint, read_state
 from seedbed.engine.precision import prepare_machine
+from seedbed.engine.ranks import join_ranks
 from seedbed.evaluate.bits_per_byte import BitsPerByte, summary
 from seedbed.experiments.assemble import build_model, build_stream, check_parts
 from seedbed.experiments.borders import check_givers
@@ -103,7 +104,10 @@ def resume(
             raise RefusedError("a study's runs go on as they were begun; resume a single run to change how it computes")
         return resume_study(folder, jobs=jobs, watch=watch, track=sitting.track if sitting else ())
     if weights:
-        change_weights(folder, weights)
+        ranks = join_ranks()
+        if ranks.first:
+            change_weights(folder, weights)
+        ranks.wait()
     return execute(folder, say=say, sitting=sitting)
 
 

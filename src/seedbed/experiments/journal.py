@@ -5,6 +5,7 @@ A line whose loss or gradient norm leaps out of the steps before it says so unde
 """
 
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -62,6 +63,11 @@ class Metrics:
                 f"{line['stage']} step {line['step']}: loss {line['loss_nats']:.4f}{valid}, "
                 f"rate {line['learning_rate']:.2e}, gradient {line['gradient_norm']:.2f}, {speed:,.0f} tokens/s"
             )
+
+    def sync(self) -> None:
+        """Have all lines on disk, before a checkpoint is that knows of them."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

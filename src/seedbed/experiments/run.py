@@ -60,6 +60,7 @@ from seedbed.experiments.tracking import Trackers
 from seedbed.report.page import write_run_page
 from seedbed.writers.sample import Sample
 
+_ONE_SIGNAL = 5.0  # seconds in which launchers and schedulers may say the same to a rank twice
 PARENT = "SEEDBED_PARENT"  # process number of a study; a run whose study is gone stops as if by a signal
 
 
@@ -120,6 +121,8 @@ def execute(folder: Path, *, say: Callable[[str], None] = print, sitting: Sittin
             if ranks.first and not (folder / "report.html").is_file():
                 write_run_page(folder)
             return RunResult(folder=folder, final=done)
+        if done is not None and ranks.first:
+            (folder / "final.json").unlink()  # it failed; what comes of going on will be its result
         with (
             _Signals() as signals,
             Log(folder / "log.txt", say) if ranks.first else nullcontext(_silent) as log,
@@ -237,16 +240,20 @@ def _run(
         going_on = state is not None and counters.step > 0
         crosses = spec.weights is not None and not going_on
         giver = open_giver(plan, spec, folder=folder, borders=extras["borders"]) if crosses else None
+        actions: dict[str, str] = {}
         handed_on = any(s.weights and s.weights.from_ == spec.name and s.weights.fresh for s in plan.stages)
         initialize(model, spec, seed=plan.seed, old=giver.weights if giver else None, handed_on=handed_on)
         if giver is not None:
-            extras["transfer"][spec.name] = cross(model, spec, giver, seed=plan.seed)
+            if ranks.any(ranks.from_first(giver.fingerprint) != giver.fingerprint):
+                raise StoppedRunError(f"{giver.name} changed while the ranks read it; resume, and they read it again")
+            actions = cross(model, spec, giver, seed=plan.seed)
+            put = "weights" in spec.carry
+            extras["transfer"][spec.name] = actions if put else dict.fromkeys(actions, "fresh")
             extras["givers"][spec.name] = {"from": giver.name, "carry": spec.carry, "sha256": giver.fingerprint}
             extras["clock"][spec.name] = giver.clock
         micro, clock = layout["micro_batch_size"].get(spec.name), extras["clock"].get(spec.name, 0)
         stage = build_stage(plan, spec, stream, model, micro_batch_size=micro, clock=clock)
         if giver is not None:
-            actions = extras["transfer"][spec.name]
             moments = carry_moments(model, stage.optimizer, giver, actions)
             log(described(spec, giver, actions, moments=moments, steps=stage.steps))
         if going_on and last is not None:
@@ -292,6 +299,8 @@ def _run(
                 extras["borders"][stage.name] = path.name
             if not ranks.first:
                 return
+            if metrics is not None:
+                metrics.sync()
             save_checkpoint(
                 path,
                 model=model,
@@ -313,7 +322,7 @@ def _run(
         hooks = Hooks(record=metrics or _unrecorded, evaluate=evaluate, save=save, should_stop=signals.stopped, measure=measure)
         workers = plan.data_workers if sitting.data_workers is None else sitting.data_workers
         opener = partial(open_stream, spec.stream, plan.streams[spec.stream])
-        with Feed(stream.stream, seed=plan.seed, workers=workers, opener=opener, ranks=ranks) as feed:
+        with Feed(stream.stream, seed=plan.seed, workers=workers, opener=opener, ranks=ranks, stopping=signals.stopped) as feed:
             train(stage, at=counters, seed=plan.seed, machine=machine, ledger=ledger, hooks=hooks, feed=feed)
         if ranks.first and framed(stream) and spec.name not in extras["stage0"]:
             started = time.perf_counter()
@@ -457,14 +466,16 @@ def _no_space(error: OSError, folder: Path) -> StoppedRunError:
     again = f"go on with `seedbed resume {folder}`: the last checkpoint is whole"
     if error.errno == errno.ENOSPC:
         return StoppedRunError(f"no space left while writing to {folder}; free some and {again}")
-    return StoppedRunError(f"could not write to {folder}: {error}; mend that and {again}")
+    return StoppedRunError(
+        f"could not read or write {error.filename or folder}: {error.strerror or error}; mend that and {again}"
+    )
 
 
 class _Signals:
     """Turns SIGINT and SIGTERM into a wish to stop after the step; a second one stops at once."""
 
     def __init__(self) -> None:
-        self._wanted = False
+        self._wanted, self._since = False, 0.0
         self._parent = int(os.environ.get(PARENT, "0"))
         self._old: dict[int, Any] = {}
 
@@ -475,8 +486,11 @@ class _Signals:
         return self
 
     def _want(self, number: int, frame: object) -> None:
-        if self._wanted:
+        again = time.monotonic() - self._since > _ONE_SIGNAL or "WORLD_SIZE" not in os.environ
+        if self._wanted and again:
             raise InterruptedRunError("stopped at once by a second signal; the last checkpoint is whole")
+        if not self._wanted:
+            self._since = time.monotonic()
         self._wanted = True
         print("stopping after this step (once more stops at once) ...", file=sys.stderr, flush=True)
 

@@ -121,7 +121,11 @@ class Asked:
 
 def head_loss(states_ND: Float[Tensor, "N D"], head: Head, targets: Targets) -> tuple[Tensor, Float[Tensor, "N"]]:
     """Return the weighted sum of losses in nats (differentiable once) and each position's own, unweighted and detached."""
-    total, each_N = _HeadLoss.apply(states_ND, head.weight_VD, head.bias_V, targets)
+    weight_VD, bias_V = head.weight_VD, head.bias_V
+    if not torch.is_grad_enabled():  # else gradients would be made for weights that could have some
+        states_ND, weight_VD = states_ND.detach(), weight_VD.detach()
+        bias_V = None if bias_V is None else bias_V.detach()
+    total, each_N = _HeadLoss.apply(states_ND, weight_VD, bias_V, targets)
     return total, each_N
 
 

@@ -1,0 +1,65 @@
+import os
+import signal
+import time
+from functools import partial
+
+import pytest
+
+from seedbed.core.errors import ConfigError, DataError, StoppedRunError
+from seedbed.core.stream import Stream
+from seedbed.engine.feed import Feed
+from seedbed.engine.ranks import Ranks
+from seedbed.mixture.epochs import Epochs
+from seedbed.sources.nca import NcaRows
+from seedbed.views.next_token import NextToken
+
+
+def _stream(batch_size=4):
+    source = NcaRows(states=2, grid=4, seq_len=24)
+    return Stream(
+        name="soil",
+        sources={"nca": source},
+        mixture=Epochs(),
+        views=[NextToken()],
+        seq_len=24,
+        batch_size=batch_size,
+        vocab_size=source.vocab_size,
+    )
+
+
+def _broken():
+    raise DataError("the data are gone; put them back")
+
+
+def _tokens(rows):
+    return [row.tokens_T.tolist() for row in rows]
+
+
+def test_ranks_share_the_rows_of_a_step_and_none_is_made_twice():
+    whole = _tokens(_stream().rows(8, count=4, seed=0))
+    shares = [Feed(_stream(), seed=0, ranks=Ranks(rank=r, size=2)).take(8, until=8) for r in (0, 1)]
+    assert _tokens(shares[0].rows) + _tokens(shares[1].rows) == whole
+    with pytest.raises(ConfigError, match="cannot be shared out evenly to 3 ranks"):
+        Feed(_stream(), seed=0, ranks=Ranks(rank=0, size=3))
+
+
+def test_what_goes_wrong_in_a_worker_is_said_as_it_is():
+    with Feed(_stream(), seed=0, workers=1, opener=_broken) as feed, pytest.raises(DataError, match="put them back"):
+        feed.take(0, until=8)
+
+
+@pytest.mark.parametrize("stopping", [True, False])
+def test_workers_that_a_signal_ended_do_not_hinder_the_last_step(stopping):
+    with Feed(_stream(), seed=0, workers=1, opener=partial(_stream), stopping=lambda: stopping) as feed:
+        feed.take(0, until=400)
+        (worker,) = feed._pool._processes
+        assert os.getsid(worker) == worker, "signals of the run's group do not reach it"
+        os.kill(worker, signal.SIGTERM)
+        begun = time.monotonic()
+        while time.monotonic() - begun < 10 and os.path.exists(f"/proc/{worker}"):
+            time.sleep(0.01)
+        if stopping:
+            assert _tokens(feed.take(396, until=400).rows) == _tokens(_stream().rows(396, count=4, seed=0))
+        else:
+            with pytest.raises(StoppedRunError, match="a data worker was killed"):
+                feed.take(396, until=400)
