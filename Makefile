@@ -23,7 +23,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-# Kills a run fifty times and a study five times: about eight minutes.
+# Kills a run fifty times and a study five times: up to twenty minutes.
 fault: setup
 	SEEDBED_KILLS=50 $(BIN)/python -m pytest tests/experiments/test_faults.py -k killed
 

@@ -226,6 +226,15 @@ def test_the_bad_step_is_named_and_can_be_looked_at(recipe, tmp_path):
     assert "the run failed at this step" in as_text(shown)
 
 
+def test_a_failure_stays_on_record_where_going_on_is_refused(recipe, corpus, tmp_path):
+    with pytest.raises(RunFailedError):
+        _run(recipe, tmp_path / "run", arm="scratch", sets={"model.init_std": 1e18, "stages.text.clip_norm": None})
+    corpus.unlink()
+    with pytest.raises(DataError, match="corpus"):
+        commands.resume(tmp_path / "run", say=_quiet)
+    assert finished(tmp_path / "run")["status"] == "failed"
+
+
 def test_a_leaping_loss_is_recorded_said_and_kept_over_a_resume(tmp_path):
     from seedbed.experiments.journal import Metrics
 

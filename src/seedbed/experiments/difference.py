@@ -13,6 +13,7 @@ from typing import Any
 from seedbed.core.config import read_yaml
 from seedbed.core.errors import DataError
 from seedbed.engine.checkpoints import latest
+from seedbed.experiments.journal import read_lines
 
 _HOW = (
     "device",
@@ -127,7 +128,7 @@ class _Run:
         self.env = _json(folder / "env.json")
         self.checkpoint = latest(folder / "checkpoints")
         self.state = _json(self.checkpoint / "state.json") if self.checkpoint else None
-        self.losses = _loss_of_steps(folder / "metrics.jsonl")
+        self.losses = {line["run_step"]: line["loss_nats"] for line in read_lines(folder / "metrics.jsonl")}
 
     def status(self) -> str:
         if self.final is None:
@@ -197,20 +198,6 @@ def _json(file: Path) -> dict[str, Any] | None:
         return json.loads(file.read_text())
     except ValueError as e:
         raise DataError(f"{file} is broken: {e}; resume that run, or compare another") from None
-
-
-def _loss_of_steps(file: Path) -> dict[int, float]:
-    """The loss of every step; a last line that is still being written is left out."""
-    losses: dict[int, float] = {}
-    if file.is_file():
-        for number, text in enumerate(file.read_text().splitlines(keepends=True), start=1):
-            if text.endswith("\n"):
-                try:
-                    line = json.loads(text)
-                except ValueError as e:
-                    raise DataError(f"{file} is broken at line {number}: {e}; resume that run, or compare another") from None
-                losses[line["run_step"]] = line["loss_nats"]
-    return losses
 
 
 def _flat(tree: Mapping[str, Any], under: str = "") -> dict[str, Any]:

@@ -73,8 +73,7 @@ def inspect(target: str | Path, *, step: int, arm: str | None = None, seed: int 
 
 def _recorded(folder: Path, step: int) -> dict[str, Any]:
     """What a run folder says of a step: its numbers, and its failure if the run failed there."""
-    lines = (line for _, line in read_lines(folder / "metrics.jsonl"))
-    numbers = next((line for line in lines if line["run_step"] == step), {})
+    numbers = next((line for line in read_lines(folder / "metrics.jsonl") if line["run_step"] == step), {})
     final = finished(folder) or {}
     return {"numbers": numbers, "failure": final.get("error", "") if final.get("run_step") == step else ""}
 

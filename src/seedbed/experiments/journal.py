@@ -8,13 +8,14 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
 from seedbed.core.durable import write_whole
+from seedbed.core.errors import DataError
 
 _BEFORE = 64  # steps of the stage that a step is held against
 _AT_LEAST = 16
@@ -34,10 +35,11 @@ class Metrics:
         lines = []
         self.spikes: list[dict[str, Any]] = []
         self._before: deque[dict[str, Any]] = deque(maxlen=_BEFORE)
-        for raw, line in read_lines(path):
-            if line["run_step"] <= keep:
-                lines.append(raw)
-                self._remember(line)
+        for line in read_lines(path) if keep else ():
+            lines.append(json.dumps(line) + "\n")
+            self._remember(line)
+            if line["run_step"] >= keep:
+                break  # what comes then may be in pieces
         write_whole(path, "".join(lines))
         self._file = path.open("a")
         self._say, self._follow, self._last_said = say, follow, 0.0
@@ -91,15 +93,20 @@ class Metrics:
             self.spikes.append({name: line[name] for name in ("stage", "run_step", "loss_nats", "gradient_norm", "spikes")})
 
 
-def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return every whole line of a metrics.jsonl, as written and as read; what a kill cut off is left out."""
-    found = []
-    if path.is_file():
-        for raw in path.read_text().splitlines(keepends=True):
-            with suppress(ValueError):
-                if raw.endswith("\n"):
-                    found.append((raw, json.loads(raw)))
-    return found
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Give the lines of a metrics.jsonl; a last one that is still being written, or that a kill cut off, is left out.
+
+    Raises DataError for a line that cannot be read.
+    """
+    if not path.is_file():
+        return
+    with path.open() as opened:
+        for number, text in enumerate(opened, start=1):
+            if text.endswith("\n"):
+                try:
+                    yield json.loads(text)
+                except ValueError as e:
+                    raise DataError(f"{path} is broken at line {number}: {e}; put it back, or take that line out") from None
 
 
 class Log:

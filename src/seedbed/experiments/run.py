@@ -121,8 +121,6 @@ def execute(folder: Path, *, say: Callable[[str], None] = print, sitting: Sittin
             if ranks.first and not (folder / "report.html").is_file():
                 write_run_page(folder)
             return RunResult(folder=folder, final=done)
-        if done is not None and ranks.first:
-            (folder / "final.json").unlink()  # it failed; what comes of going on will be its result
         with (
             _Signals() as signals,
             Log(folder / "log.txt", say) if ranks.first else nullcontext(_silent) as log,
@@ -227,6 +225,8 @@ def _run(
         known=state.get("feedback", "") if state else "",
         writes=ranks.first,
     )
+    if ranks.first:
+        (folder / "final.json").unlink(missing_ok=True)  # of a failure; nothing refused to go on, so what comes now counts
     trackers.open(folder, plan=plan, from_step=counters.run_step)
     metrics = (
         Metrics(folder / "metrics.jsonl", keep=counters.run_step, say=log, follow=trackers.record) if ranks.first else None

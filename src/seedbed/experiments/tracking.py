@@ -17,6 +17,7 @@ from seedbed import trackers
 from seedbed.core.durable import locked
 from seedbed.core.errors import DataError, InterruptedRunError, SeedbedError
 from seedbed.core.protocols import Tracker, TrackerKind
+from seedbed.experiments.journal import read_lines
 from seedbed.experiments.recipe import RunPlan, read_plan
 
 _SECRET_VARIABLE = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
@@ -49,7 +50,7 @@ class Trackers:
                 tracker = stack.enter_context(_following(name, kind, folder, plan=plan, from_step=from_step))
                 self._open[name] = (tracker, stack)
                 if tracker.held_step < from_step:
-                    for line in _lines(folder):
+                    for line in read_lines(folder / "metrics.jsonl"):
                         if tracker.held_step < line["run_step"] <= from_step:
                             tracker.record(line)
             except InterruptedRunError:  # a second signal came meanwhile; the run stops at once
@@ -101,11 +102,13 @@ def track(folder: str | Path, to: Sequence[str], say: Callable[[str], None] = pr
     """
     folder, count = Path(folder), 0
     kinds, plan = checked_kinds(to), read_plan(folder)
+    if not (folder / "metrics.jsonl").is_file():
+        raise DataError(f"{folder} has no metrics.jsonl yet, so there is nothing to send; let the run take a step first")
     for name, kind in kinds.items():
         try:
             with _following(name, kind, folder, plan=plan, from_step=0) as tracker:
                 count = 0
-                for line in _lines(folder):
+                for line in read_lines(folder / "metrics.jsonl"):
                     count += 1
                     if line["run_step"] > tracker.held_step:
                         tracker.record(line)
@@ -123,20 +126,6 @@ def checked_kinds(names: Sequence[str]) -> dict[str, TrackerKind]:
     for kind in kinds.values():
         kind.check()
     return kinds
-
-
-def _lines(folder: Path) -> Iterator[dict[str, Any]]:
-    """Give the whole lines of a run's metrics.jsonl; a last one that is still being written is left out."""
-    file = folder / "metrics.jsonl"
-    if not file.is_file():
-        raise DataError(f"{folder} has no metrics.jsonl yet, so there is nothing to send; let the run take a step first")
-    with file.open() as opened:
-        for number, text in enumerate(opened, start=1):
-            if text.endswith("\n"):
-                try:
-                    yield json.loads(text)
-                except ValueError as e:
-                    raise DataError(f"{file} is broken at line {number}: {e}; resume the run, which writes it anew") from None
 
 
 @contextmanager

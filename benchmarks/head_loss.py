@@ -1,0 +1,63 @@
+"""How fast head and cross-entropy are, forward and backward: in chunks of several sizes, on full logits, and the bare products.
+
+    python benchmarks/head_loss.py [--positions 4096] [--width 256] [--vocabulary 10002] [--threads 2] [--repeats 5]
+
+All settings run in turn, `repeats` times; medians, in fp32. The last line is JSON: seconds by setting, and the ratio of the
+package's own chunk size to full logits (above 1: the chunks are faster).
+"""
+
+import argparse
+import json
+import time
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+
+from seedbed.models import head_loss as module
+from seedbed.models.head_loss import Head, Targets, head_loss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("positions", 4096), ("width", 256), ("vocabulary", 10_002), ("threads", 2), ("repeats", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    torch.manual_seed(0)
+    states_ND, weight_VD = torch.randn(asked.positions, asked.width), 0.05 * torch.randn(asked.vocabulary, asked.width)
+    ids_N = torch.randint(0, asked.vocabulary, (asked.positions,))
+    own = module.CHUNK
+
+    def leaves():
+        return states_ND.clone().requires_grad_(), weight_VD.clone().requires_grad_()
+
+    def full() -> None:
+        states, weight = leaves()
+        F.cross_entropy(F.linear(states, weight), ids_N, reduction="sum").backward()
+
+    def products() -> None:
+        logits_NV = states_ND @ weight_VD.t()
+        logits_NV @ weight_VD, logits_NV.t() @ states_ND  # what the gradients cost
+
+    def chunks(size: int) -> None:
+        module.CHUNK = size
+        states, weight = leaves()
+        head_loss(states, Head(weight_VD=weight), Targets(weights_N=torch.ones(asked.positions), ids_N=ids_N))[0].backward()
+
+    settings = {"full": full, "products": products}
+    settings |= {f"chunks of {size}": lambda size=size: chunks(size) for size in sorted({2**20, 2**22, own})}
+    seconds = {name: [] for name in settings}
+    for _ in range(asked.repeats):
+        for name, run in settings.items():
+            begun = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - begun)
+    found = {name: median(values) for name, values in seconds.items()}
+    for name, value in found.items():
+        print(f"{name}: {value:.3f} s")
+    print(json.dumps({"seconds": found, "ratio_to_full": found["full"] / found[f"chunks of {own}"]}))
+
+
+if __name__ == "__main__":
+    main()
