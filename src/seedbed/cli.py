@@ -77,6 +77,15 @@ PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the res
 Track = Annotated[
     list[str] | None, typer.Option("--track", help="Let tensorboard, wandb or trackio follow metrics.jsonl; repeatable.")
 ]
+Compile = Annotated[
+    bool | None, typer.Option("--compile/--no-compile", help="Compile the model's blocks; on a GPU only, unless said.")
+]
+Recompute = Annotated[
+    bool, typer.Option("--recompute", help="Make a block's inner states again in the backward pass: less memory, slower.")
+]
+Shard = Annotated[
+    str | None, typer.Option(metavar="none|all|N", help="Under torchrun: split weights and moments over all or N ranks.")
+]
 DataWorkers = Annotated[int | None, typer.Option(help="Processes that make rows ahead; changes no row.", min=0)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Build everything, print time, memory and tokens, and stop.")]
 
@@ -158,6 +167,9 @@ def run(
     threads: Annotated[int | None, typer.Option(help="Processor threads; all, unless said.", min=1)] = None,
     data_workers: DataWorkers = None,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="On a GPU: exact to the bit, and slower.")] = False,
+    compiled: Compile = None,
+    recompute: Recompute = False,
+    shard: Shard = None,
     track: Track = None,
     print_config: PrintConfig = False,
     dry_run: DryRun = False,
@@ -179,6 +191,9 @@ def run(
         "threads": threads,
         "data_workers": data_workers or 0,
         "deterministic": deterministic,
+        "compiled": compiled,
+        "recompute": recompute,
+        "shard": shard or "none",
     }
     if print_config:
         print(commands.plan_run(recipe, **settings).to_yaml(), end="")
@@ -549,6 +564,7 @@ def resume(
     threads: Annotated[int | None, typer.Option(help="Of a run: other than it was begun with.", min=1)] = None,
     micro_batch_size: Annotated[int | None, typer.Option(help="Of a run: rows at a time, in every stage.", min=1)] = None,
     data_workers: DataWorkers = None,
+    shard: Shard = None,
     inexact: Annotated[
         bool, typer.Option("--inexact", help="Allow another layout where it changes draws, so exactness is lost.")
     ] = False,
@@ -566,6 +582,7 @@ def resume(
         threads=threads,
         micro_batch_size=micro_batch_size,
         data_workers=data_workers,
+        shard=shard,
         inexact=inexact,
         track=tuple(track or ()),
     )

@@ -144,12 +144,9 @@ def test_a_mixture_gives_the_same_draws_however_they_are_cut(name):
 
 @pytest.mark.parametrize("name", _of("optimizers"))
 def test_an_optimizer_lowers_a_loss_and_its_state_can_be_saved(name):
-    from seedbed.engine.checkpoints import load_checkpoint, save_checkpoint
-    from seedbed.models.transformer import Decoder
-
     kind = rooms()["optimizers"].build(name)
     assert isinstance(kind, OptimizerKind)
-    assert kind.learning_rate > 0 and Decoder and save_checkpoint and load_checkpoint
+    assert kind.learning_rate > 0
     p = torch.nn.Parameter(torch.ones(3, 3))
     from seedbed.core.records import Role
 

@@ -9,7 +9,7 @@ from seedbed.core.ledger import Ledger
 from seedbed.core.stream import Stream
 from seedbed.engine import checkpoints as module
 from seedbed.engine.batches import collate, pieces
-from seedbed.engine.checkpoints import latest, load_checkpoint, newest_whole, save_checkpoint
+from seedbed.engine.checkpoints import latest, load_checkpoint, newest_whole, pack, write
 from seedbed.engine.precision import prepare_machine
 from seedbed.engine.train import Counters, Hooks, Stage, train
 from seedbed.mixture.epochs import Epochs
@@ -53,7 +53,7 @@ def _stage(steps=6, micro=4, rate=1e-2, clip=1.0, seed=0, **model):
     )
 
 
-def _train(stage, *, at=None, should_stop=lambda: False, save=lambda: None, ledger=None):
+def _train(stage, *, at=None, should_stop=lambda: False, save=lambda wait: None, ledger=None):
     lines = []
     hooks = Hooks(record=lines.append, evaluate=dict, save=save, should_stop=should_stop)
     at = at or Counters(positions={"soil": 0})
@@ -86,7 +86,7 @@ def test_uneven_counts_weigh_every_target_alike():
         replace(r, weights_T=r.weights_T * (i < 1 or j_mask))
         for i, (r, j_mask) in enumerate(zip(rows, [1, 0, 1, 0], strict=True))
     ]
-    batch = collate(rows, device=MACHINE.device)
+    batch = collate(rows)
     objective = Tokens()
     count = objective.count(batch)
     whole = objective(stage.model(batch), batch=batch).sum_nats / count
@@ -102,7 +102,7 @@ def test_half_then_the_other_half_is_the_whole_to_the_bit(tmp_path):
     at = Counters(positions={"soil": 0})
     with pytest.raises(InterruptedRunError):
         _train(first, at=at, should_stop=lambda: at.step == 3)
-    save_checkpoint(tmp_path / "step-3", model=first.model, optimizer=first.optimizer, state={"counters": vars(at)})
+    write(tmp_path / "step-3", pack(first.model, first.optimizer, {"counters": vars(at)}))
 
     second = _stage(steps=8, attention_dropout=0.1, seed=99)
     state = load_checkpoint(tmp_path / "step-3", model=second.model, optimizer=second.optimizer)
@@ -167,7 +167,7 @@ def test_a_term_of_weight_zero_is_not_computed(monkeypatch):
 def _saved(tmp_path):
     stage = _stage(steps=2)
     _train(stage)
-    save_checkpoint(tmp_path / "step-00000002", model=stage.model, optimizer=stage.optimizer, state={"counters": {}})
+    write(tmp_path / "step-00000002", pack(stage.model, stage.optimizer, {"counters": {}}))
     return stage, tmp_path / "step-00000002"
 
 
@@ -221,7 +221,7 @@ def test_bfloat16_is_close_to_float32_and_devices_that_are_not_there_are_refused
     machine = prepare_machine(device="cpu", precision="bfloat16", threads=1, width=0)
     stage = _stage(steps=3)
     lines = []
-    hooks = Hooks(record=lines.append, evaluate=dict, save=lambda: None, should_stop=lambda: False)
+    hooks = Hooks(record=lines.append, evaluate=dict, save=lambda wait: None, should_stop=lambda: False)
     train(stage, at=Counters(positions={"soil": 0}), seed=0, machine=machine, ledger=Ledger(), hooks=hooks)
     assert [x["loss_nats"] for x in lines] == pytest.approx([x["loss_nats"] for x in _train(_stage(steps=3))], abs=0.02)
     if not torch.cuda.is_available():

@@ -38,7 +38,7 @@ def _tokens(rows):
 def test_ranks_share_the_rows_of_a_step_and_none_is_made_twice():
     whole = _tokens(_stream().rows(8, count=4, seed=0))
     shares = [Feed(_stream(), seed=0, ranks=Ranks(rank=r, size=2)).take(8, until=8) for r in (0, 1)]
-    assert _tokens(shares[0].rows) + _tokens(shares[1].rows) == whole
+    assert shares[0].batch.tokens_BT.tolist() + shares[1].batch.tokens_BT.tolist() == whole
     with pytest.raises(ConfigError, match="cannot be shared out evenly to 3 ranks"):
         Feed(_stream(), seed=0, ranks=Ranks(rank=0, size=3))
 
@@ -59,7 +59,7 @@ def test_workers_that_a_signal_ended_do_not_hinder_the_last_step(stopping):
         while time.monotonic() - begun < 10 and os.path.exists(f"/proc/{worker}"):
             time.sleep(0.01)
         if stopping:
-            assert _tokens(feed.take(396, until=400).rows) == _tokens(_stream().rows(396, count=4, seed=0))
+            assert feed.take(396, until=400).batch.tokens_BT.tolist() == _tokens(_stream().rows(396, count=4, seed=0))
         else:
             with pytest.raises(StoppedRunError, match="a data worker was killed"):
                 feed.take(396, until=400)

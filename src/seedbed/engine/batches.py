@@ -13,14 +13,14 @@ from torch import Tensor
 from seedbed.core.records import Batch, Row
 
 
-def collate(rows: Sequence[Row], *, device: torch.device) -> Batch:
-    """Return the stacked rows on a device. All rows must have the same length."""
+def collate(rows: Sequence[Row]) -> Batch:
+    """Return the stacked rows, in the processor's memory. All rows must have the same length."""
 
     def stacked(name: str, dtype: torch.dtype) -> Tensor | None:
         values = [getattr(row, name) for row in rows]
         if values[0] is None:
             return None
-        return torch.from_numpy(np.stack(values)).to(device=device, dtype=dtype)
+        return torch.from_numpy(np.stack(values)).to(dtype)
 
     tokens_BT = stacked("tokens_T", torch.int64)
     assert tokens_BT is not None

@@ -1,13 +1,16 @@
 """Checkpoints: a folder with model.safetensors, optimizer.safetensors and state.json, whole or absent, never a pickle.
 
-state.json carries the SHA-256 of both tensor files and of itself, so a flipped bit or a truncated file is found when it is
-opened; a run then goes back to the checkpoint before.
+A run whose weights are split over ranks writes a file shard-<rank>-... of each rank instead (torch.distributed.checkpoint, in
+its safetensors format): its parts of all tensors, moments as name|key. Either form opens on any number of ranks. state.json
+carries the SHA-256 of all tensor files and of itself, so a flipped bit or a truncated file is found when it is opened; a run
+then goes back to the checkpoint before. Writing them is saving.py's.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from seedbed.core.durable import whole_folder
 from seedbed.core.errors import DataError, RefusedError
@@ -28,24 +32,36 @@ _REMEDY = (
 )
 
 
-def save_checkpoint(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """A whole checkpoint in memory; later steps change nothing of it."""
+
+    files: Mapping[str, bytes]
+    content: dict[str, Any]  # of state.json, but for hashes
+
+
+def pack(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Packed:
+    moments, numbers = flatten(model, optimizer)
+    files = {MODEL: save({name: p.detach().contiguous() for name, p in named(model)}), OPTIMIZER: save(moments)}
+    return Packed(files=files, content=content_of(state, numbers))
+
+
+def write(folder: Path, packed: Packed) -> None:
     """Write a checkpoint; a crash on the way leaves nothing that looks like one."""
-    moments, numbers = _flatten(model, optimizer)
-    files = {
-        MODEL: save({name: p.detach().contiguous() for name, p in _named(model)}),
-        OPTIMIZER: save(moments),
-    }
-    content = {
-        "format": FORMAT,
-        "sha256": {name: sha256(raw).hexdigest() for name, raw in files.items()},
-        "optimizer": numbers,
-        **state,
-    }
-    content["self"] = _own_hash(content)
     with whole_folder(folder) as temporary:
-        for name, raw in files.items():
+        for name, raw in packed.files.items():
             (temporary / name).write_bytes(raw)
-        (temporary / "state.json").write_text(json.dumps(content, indent=1))
+        write_state(temporary, packed.content, hashes={name: sha256(raw).hexdigest() for name, raw in packed.files.items()})
+
+
+def content_of(state: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what state.json will say, but for hashes, as a copy."""
+    return json.loads(json.dumps({"format": FORMAT, "optimizer": numbers, **state}))
+
+
+def write_state(folder: Path, content: Mapping[str, Any], *, hashes: Mapping[str, str]) -> None:
+    said = {**content, "sha256": hashes}
+    (folder / "state.json").write_text(json.dumps({**said, "self": _own_hash(said)}, indent=1))
 
 
 def _own_hash(content: Mapping[str, Any]) -> str:
@@ -118,20 +134,52 @@ def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: torch.optim.Op
     Raises DataError if a file is missing, altered or does not fit the model.
     """
     state = read_state(folder)
+    wanted = dict(named(model))
+    if any(isinstance(p, DTensor) for p in wanted.values()):
+        _load_parts(folder, wanted, state, optimizer)
+        return state
     weights = _read(folder, MODEL, state)
-    wanted = dict(_named(model))
-    if set(weights) != set(wanted):
-        odd = sorted(set(weights) ^ set(wanted))
-        raise DataError(f"the checkpoint {folder} does not fit this model: {', '.join(odd[:4])} on one side only")
-    misfits = [n for n in wanted if wanted[n].shape != weights[n].shape]
-    if misfits:
-        raise DataError(f"the checkpoint {folder} does not fit this model: {', '.join(misfits[:4])} have other shapes")
+    _check_fit(folder, wanted, {name: value.shape for name, value in weights.items()})
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(weights[name])
     if optimizer is not None:
         fill_moments(model, optimizer, load_moments(folder))
     return state
+
+
+def _check_fit(folder: Path, wanted: Mapping[str, Tensor], found: Mapping[str, torch.Size]) -> None:
+    if set(found) != set(wanted):
+        odd = sorted(set(found) ^ set(wanted))
+        raise DataError(f"the checkpoint {folder} does not fit this model: {', '.join(odd[:4])} on one side only")
+    misfits = [n for n in wanted if wanted[n].shape != found[n]]
+    if misfits:
+        raise DataError(f"the checkpoint {folder} does not fit this model: {', '.join(misfits[:4])} have other shapes")
+
+
+def _load_parts(
+    folder: Path, wanted: Mapping[str, Tensor], state: Mapping[str, Any], optimizer: torch.optim.Optimizer | None
+) -> None:
+    """Fill a split model (and its optimizer): every rank reads its parts of every tensor, whoever wrote them."""
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    reader, known = _shards(folder)
+    _check_fit(folder, wanted, {name: m.size for name, m in known.items() if "|" not in name})
+    parts = {name: p.detach() for name, p in wanted.items()}
+    if optimizer is not None:
+        optimizer.state.clear()
+        for where, value in state["optimizer"].items():
+            name, _, key = where.rpartition("|")
+            optimizer.state[wanted[name]][key] = value
+        for where, kept in known.items():
+            name, bar, key = where.rpartition("|")
+            if not bar:
+                continue
+            parameter = wanted[name]
+            like = parameter.detach() if kept.size == parameter.shape else torch.empty(kept.size, device=parameter.device)
+            part = torch.empty_like(like, dtype=kept.properties.dtype)
+            parts[where] = optimizer.state[parameter][key] = part
+    load(parts, storage_reader=reader)
 
 
 def load_moments(folder: Path) -> dict[str, dict[str, Any]]:
@@ -159,7 +207,7 @@ def _newest_first(folder: Path) -> list[Path]:
     return [*([final] if final.is_dir() else []), *sorted(folder.glob("step-*"), reverse=True)]
 
 
-def _named(model: nn.Module) -> list[tuple[str, Tensor]]:
+def named(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in model.state_dict())]
 
 
@@ -174,11 +222,34 @@ def _check_hash(folder: Path, name: str, state: Mapping[str, Any]) -> None:
 
 
 def _read(folder: Path, name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    _check_hash(folder, name, state)
-    return load((folder / name).read_bytes())
+    if name in state["sha256"]:
+        _check_hash(folder, name, state)
+        return load((folder / name).read_bytes())
+    for shard in state["sha256"]:
+        _check_hash(folder, shard, state)
+    return _joined(folder, moments=name == OPTIMIZER)
 
 
-def _flatten(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _joined(folder: Path, *, moments: bool) -> dict[str, Tensor]:
+    """Return the weights, or the moments, of a checkpoint in shards: every tensor whole."""
+    from torch.distributed.checkpoint.state_dict_loader import load as load_parts
+
+    reader, known = _shards(folder)
+    tensors = {n: torch.empty(m.size, dtype=m.properties.dtype) for n, m in known.items() if ("|" in n) == moments}
+    load_parts(tensors, storage_reader=reader, no_dist=True)
+    return tensors
+
+
+def _shards(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Return a reader of a checkpoint's tensor files, and what is in them: sizes and number types by name."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    reader = HuggingFaceStorageReader(str(folder))
+    return reader, dict(reader.read_metadata().state_dict_metadata)
+
+
+def flatten(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what the optimizer keeps, as tensors and as numbers, by parameter name | key."""
     names = {id(p): n for n, p in model.named_parameters()}
     tensors, numbers = {}, {}
     for parameter, values in optimizer.state.items():
@@ -201,4 +272,6 @@ def fill_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Ma
         for key, value in values.items():
             beside = isinstance(value, Tensor) and (value.ndim > 0 or on_device[parameter])
             moved = value.to(parameter.device) if beside else value
+            if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.ndim:
+                moved = distribute_tensor(moved, parameter.device_mesh, parameter.placements, src_data_rank=None)
             optimizer.state[parameter][key] = moved

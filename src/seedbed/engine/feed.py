@@ -1,36 +1,42 @@
-"""The rows of a stage's stream, step by step; with worker processes, which stand some steps ahead, the same rows sooner.
+"""The batches of a stage's stream, step by step. While a step is computed, a thread makes the next one ready.
 
-A row is a function of its address, so who makes it changes nothing. Behind a decision that is not made yet no row is made.
+With worker processes, which stand some steps ahead, the same rows come sooner. A row is a function of its address, so who makes
+it changes nothing. Behind a decision that is not made yet no row is made.
 """
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from seedbed.core.errors import ConfigError, StoppedRunError
-from seedbed.core.records import Measurement, Row
+from seedbed.core.records import Batch, Cost, Draw, Measurement, Row
 from seedbed.core.stream import Stream
 from seedbed.core.workers import worker_pool
+from seedbed.engine.batches import collate
 from seedbed.engine.ranks import Ranks
 
 _AHEAD = 2  # steps for each worker
 
 
 class Made(NamedTuple):
-    """Rows, and the seconds that making them took wherever they were made."""
+    """A step's share: its batch in the processor's memory, what making it cost, and what the whole step drew."""
 
-    rows: list[Row]
-    seconds: float
+    batch: Batch
+    cost: Cost  # seconds wherever they were spent
+    draws: list[Draw]
 
 
 class Feed:
-    """Gives this rank's share of a stream's rows, from any step on.
+    """Gives this rank's share of a stream's batches, from any step on; ahead of time where it is used as a context.
 
     `opener` makes the same stream in a worker; it must be picklable. If workers are gone while `stopping` says that the run is
-    to stop, its last rows are made here. Raises ConfigError if the rows of a step cannot be shared out evenly.
+    to stop, its last rows are made here. `pinned` lays batches where a GPU fetches them without waiting. Raises ConfigError if
+    the rows of a step cannot be shared out evenly.
     """
 
     def __init__(
@@ -42,21 +48,25 @@ class Feed:
         opener: Callable[[], Stream] | None = None,
         ranks: Ranks | None = None,
         stopping: Callable[[], bool] = lambda: False,
+        pinned: bool = False,
     ) -> None:
         ranks = ranks or Ranks()
-        self._stopping = stopping
         if stream.batch_size % ranks.size:
             raise ConfigError(
                 f"stream {stream.name}: batch_size {stream.batch_size} cannot be shared out evenly to {ranks.size} ranks; give "
                 "a multiple"
             )
         self._stream, self._seed, self._workers, self._opener = stream, seed, workers, opener
+        self._stopping, self._pinned = stopping, pinned
         self._share = stream.batch_size // ranks.size
         self._offset = ranks.rank * self._share
+        self._thread: ThreadPoolExecutor | None = None
+        self._next: dict[int, Future[Made]] = {}  # one step, made by the thread
         self._pool: ProcessPoolExecutor | None = None
-        self._coming: dict[int, Future[Made]] = {}
+        self._coming: dict[int, Future[_Rows]] = {}  # several, made by workers
 
     def __enter__(self) -> "Feed":
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
         if self._workers:
             assert self._opener is not None
             self._pool = worker_pool(self._workers, _open, self._opener)
@@ -65,34 +75,65 @@ class Feed:
     def take(self, start: int, *, until: int) -> Made:
         """Return the share of the step that begins at position `start`; rows up to `until` may be made ahead.
 
-        Raises StoppedRunError if a worker was killed.
+        Raises StoppedRunError if a worker was killed, and whatever the stream's rows raise.
         """
+        ready = self._next.pop(start, None)
+        made = ready.result() if ready is not None else self._make(start, until)
+        count = self._stream.batch_size
+        following = start + count
+        if self._thread is not None and following < until and self._stream.due(following + count) is None:
+            self._next = {following: self._thread.submit(self._make, following, until)}
+        return made
+
+    def rest(self) -> None:
+        """Wait until nothing is being made: who reads the stream's sources now reads them alone."""
+        wait(self._next.values())
+
+    def _make(self, start: int, until: int) -> Made:
+        rows, draws, seconds = self._rows(start, until)
+        started = time.perf_counter()
+        batch = collate(rows)
+        if self._pinned:
+            batch = batch.map(Tensor.pin_memory)
+        seconds += time.perf_counter() - started
+        return Made(batch, sum((row.cost for row in rows), Cost(seconds=seconds)), draws)
+
+    def _rows(self, start: int, until: int) -> "_Rows":
+        where = {"offset": self._offset, "share": self._share, "seed": self._seed}
         if self._pool is None:
-            return _make(self._stream, start + self._offset, self._share, self._seed)
+            return _rows(self._stream, start, **where)
         count = self._stream.batch_size
         try:
             for at in range(start, min(until, start + (1 + _AHEAD * self._workers) * count), count):
                 if at not in self._coming and self._stream.due(at + count) is None:
                     history = list(self._stream.history)
-                    self._coming[at] = self._pool.submit(_make_there, at + self._offset, self._share, self._seed, history)
+                    self._coming[at] = self._pool.submit(_rows_there, at, where, history)
             return self._coming.pop(start).result()
         except BrokenProcessPool:
             if self._stopping():  # the same signal ended them
-                return _make(self._stream, start + self._offset, self._share, self._seed)
+                return _rows(self._stream, start, **where)
             raise StoppedRunError(
                 "a data worker was killed (out of memory?); the last checkpoint is whole: `seedbed resume` goes on from it, "
                 "perhaps with fewer --data-workers"
             ) from None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._thread, self._pool):
+            if pool is not None:
+                pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _make(stream: Stream, start: int, count: int, seed: int) -> Made:
+class _Rows(NamedTuple):
+    rows: list[Row]
+    draws: list[Draw]
+    seconds: float
+
+
+def _rows(stream: Stream, start: int, *, offset: int, share: int, seed: int) -> _Rows:
     begun = time.perf_counter()
-    rows = stream.rows(start, count=count, seed=seed)
-    return Made(rows, time.perf_counter() - begun)
+    rows = stream.rows(start + offset, count=share, seed=seed)
+    draws = stream.draws(start, count=stream.batch_size, seed=seed)
+    return _Rows(rows, draws, time.perf_counter() - begun)
 
 
 _stream: Stream | Exception  # of this worker, or why it has none
@@ -106,8 +147,8 @@ def _open(opener: Callable[[], Stream]) -> None:
         _stream = e
 
 
-def _make_there(start: int, count: int, seed: int, history: list[Measurement]) -> Any:
+def _rows_there(start: int, where: dict[str, int], history: list[Measurement]) -> Any:
     if isinstance(_stream, Exception):
         raise _stream
     _stream.history[:] = history
-    return _make(_stream, start, count, seed)
+    return _rows(_stream, start, **where)

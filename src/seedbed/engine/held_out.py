@@ -24,7 +24,7 @@ def row_nats(model: Any, rows: list[Row], *, machine: Machine) -> Float[np.ndarr
     losses = []
     step = max(1, _BATCH_TOKENS // len(rows[0].tokens_T))
     for start in range(0, len(rows), step):
-        batch = collate(rows[start : start + step], device=machine.device)
+        batch = machine.fetched(collate(rows[start : start + step]))
         asked = TokenTargets(ids_BT=batch.targets_BT, weights_BT=torch.ones_like(batch.weights_BT))
         losses.append(model(batch).token_loss(asked).nll_BT.cpu().numpy())
     return np.concatenate(losses)

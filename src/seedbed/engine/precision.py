@@ -1,12 +1,15 @@
-"""Which device, which number type, how many threads: decided once, recorded, the same on resume."""
+"""Which device, which number type, how many threads, compiled or not: decided once, recorded, the same on resume."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from seedbed.core.errors import ConfigError
+from seedbed.core.records import Batch
 from seedbed.engine.ranks import Ranks
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -22,6 +25,13 @@ class Machine:
     bfloat16: bool
     threads: int
     ranks: Ranks = field(default_factory=Ranks)
+    compiled: bool = False  # whether blocks are compiled
+    recompute: bool = False  # whether a block's inner states are made again in the backward pass, instead of kept
+    shards: int = 1  # ranks over which weights, gradients and moments are split; 1: every rank has them whole
+
+    def fetched(self, batch: Batch) -> Batch:
+        """Return a batch on the device; from pinned memory it comes while the device still computes."""
+        return batch.map(partial(Tensor.to, device=self.device, non_blocking=True)) if self.device.type != "cpu" else batch
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
@@ -39,13 +49,23 @@ def settled_device(device: str) -> str:
 
 
 def prepare_machine(
-    *, device: str, precision: str, threads: int | None, width: int, deterministic: bool = False, ranks: Ranks | None = None
+    *,
+    device: str,
+    precision: str,
+    threads: int | None,
+    width: int,
+    deterministic: bool = False,
+    ranks: Ranks | None = None,
+    compiled: bool | None = None,
+    recompute: bool = False,
+    shard: str = "none",
 ) -> Machine:
     """Set threads, determinism and denormals for this process; return what was chosen.
 
     "auto" takes CUDA where there is one. Precision "auto" takes bfloat16 on a GPU that has it, and on a processor with bf16
     tiles from a width of BF16_WIDTH on. A processor always computes deterministically, a GPU if `deterministic` is asked for
-    (slower). Raises ConfigError for a device that is not there.
+    (slower). `compiled` None compiles on a GPU only: on a processor it needs a C++ compiler and a minute. `shard` is "none",
+    "all", or a number of ranks. Raises ConfigError for a device that is not there, or a number that does not divide all ranks.
     """
     device = settled_device(device)
     if device == "cuda" and not torch.cuda.is_available():
@@ -69,7 +89,22 @@ def prepare_machine(
     ranks = ranks or Ranks()
     if device == "cuda" and ranks.size > 1:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    return Machine(device=torch.device(device), bfloat16=fast, threads=chosen, ranks=ranks)
+    return Machine(
+        device=torch.device(device),
+        bfloat16=fast,
+        threads=chosen,
+        ranks=ranks,
+        compiled=device == "cuda" if compiled is None else compiled,
+        recompute=recompute,
+        shards=_shards(shard, ranks),
+    )
+
+
+def _shards(shard: str, ranks: Ranks) -> int:
+    found = {"none": 1, "all": ranks.size}.get(shard) or int(shard)
+    if ranks.size % found:
+        raise ConfigError(f"shard {shard}: weights cannot be split evenly over groups of {found} of {ranks.size} ranks")
+    return found
 
 
 def _has_tiles() -> bool:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from seedbed.core.errors import StoppedRunError
 
-_PATIENCE = timedelta(hours=6)  # the others wait while the first evaluates
+_GONE = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")  # plain RuntimeErrors of a lost rank
+PATIENCE = timedelta(hours=6)  # the others wait while the first evaluates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,7 @@ class Ranks:
         if self.size == 1:
             return list(numbers)
         summed = torch.tensor(numbers, dtype=torch.float64)
-        with _together():
-            dist.all_reduce(summed)
+        dist.all_reduce(summed)
         return summed.tolist()
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
@@ -47,11 +47,10 @@ class Ranks:
         there = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = torch.cat([there, *(g.flatten() for g in grads)])
-        with _together():
-            dist.all_reduce(flat)
+        dist.all_reduce(flat)
         there, *parts = flat.split([len(grads), *(p.numel() for p in parameters)])
         for parameter, anywhere, part in zip(parameters, there.tolist(), parts, strict=True):
-            parameter.grad = part.view_as(parameter).clone() if anywhere else None
+            parameter.grad = part.view_as(parameter) if anywhere else None
 
     def any(self, wish: bool) -> bool:
         """Whether any rank wishes it."""
@@ -62,23 +61,23 @@ class Ranks:
         if self.size == 1:
             return value
         box = [value]
-        with _together():
-            dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def wait(self) -> None:
         """Go on when all ranks have come here."""
         if self.size > 1:
-            with _together():
-                dist.barrier()
+            dist.barrier()
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """Do what all ranks do. Raises StoppedRunError if one of them is gone."""
+def together() -> Iterator[None]:
+    """Do what all ranks do. Raises StoppedRunError if one of them is gone; any other error stays what it is."""
     try:
         yield
     except RuntimeError as e:
+        if not (isinstance(e, dist.DistError) or any(sign in str(e) for sign in _GONE)):
+            raise
         raise StoppedRunError(
             f"another rank of this run ended ({str(e).splitlines()[0]}); the last checkpoint is whole: start the ranks "
             "anew with `seedbed resume` to go on from it"
@@ -91,5 +90,5 @@ def join_ranks() -> Ranks:
     if size == 1:
         return Ranks()
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     return Ranks(rank=dist.get_rank(), size=size)

@@ -3,7 +3,7 @@
 A step: if the mixture asks for feedback before the next rows, measure and record it; take rows by their position in the
 stream, count what is asked, add up gradients over micro-batches (each divided by the count of the whole step, so their size
 changes nothing but rounding; with several ranks each makes its share), clip, step. Evaluation and checkpoints happen between
-steps.
+steps. Counting is done in the processor's memory, so a GPU is waited for once a step, where the loss is read.
 """
 
 import math
@@ -20,8 +20,9 @@ from seedbed.core.ledger import Ledger
 from seedbed.core.protocols import Objective, Schedule
 from seedbed.core.records import Cost, Loss, Progress
 from seedbed.core.stream import Stream
-from seedbed.engine.batches import collate, pieces
+from seedbed.engine.batches import pieces
 from seedbed.engine.feed import Feed
+from seedbed.engine.placement import before_backward, is_split, whole
 from seedbed.engine.precision import Machine
 
 
@@ -62,7 +63,7 @@ class Hooks:
 
     record: Callable[[dict[str, Any]], None]  # a line of metrics
     evaluate: Callable[[], dict[str, float]]
-    save: Callable[[], None]
+    save: Callable[[bool], None]  # writes a checkpoint behind the next steps; True: waits until it is there
     should_stop: Callable[[], bool]
     # (name, position): records what a mixture asks for, before rows from there on are drawn
     measure: Callable[[str, int], None] = lambda name, position: _nobody_measures(name)
@@ -91,8 +92,7 @@ def train(
             hooks.measure(stream.mixture.wants[0], due)
             ledger.charge(stage.name, "evaluate", Cost(seconds=time.perf_counter() - started))
         started = time.perf_counter()
-        rows, made_seconds = feed.take(at.positions[stream.name], until=end)
-        batch = collate(rows, device=machine.device)
+        batch, making, draws = feed.take(at.positions[stream.name], until=end)
         data_seconds = time.perf_counter() - started
 
         model.train()
@@ -105,27 +105,33 @@ def train(
         terms = [(weight, objective, count) for (weight, objective), count in zip(used, counts, strict=True)]
         if not any(counts):
             raise DataError(f"step {at.step + 1} of stage {stage.name!r} asks for no token at all; check views and seq_len")
-        loss, forward = 0.0, Cost()
-        for number, piece in enumerate(pieces(batch, rows=stage.micro_batch_size)):
+        means, forward = [], Cost()
+        cut = pieces(batch, rows=stage.micro_batch_size)
+        for number, piece in enumerate(cut):
+            size, length = piece.tokens_BT.shape
+            forward += model.cost(rows=size, seq_len=length, counted=int((piece.weights_BT > 0).sum()))
+            piece = machine.fetched(piece)
             torch.manual_seed(key(seed, stage.name, "dropout", at.step, number * ranks.size + ranks.rank) % 2**63)
             with machine.autocast():
                 outputs = model(piece)
-            total = outputs.hidden_BTD.new_zeros((), dtype=torch.float32)
-            for weight, objective, count in terms:
-                if count:
-                    part: Loss = objective(outputs, batch=piece)
-                    total = total + weight * part.sum_nats / count
-            if total.requires_grad:  # else this piece asks for nothing
-                total.backward()
-            loss += float(total.detach())
-            size, length = piece.tokens_BT.shape
-            forward += model.cost(rows=size, seq_len=length, counted=int((piece.weights_BT > 0).sum()))
-        ranks.sum_gradients(parameters)
-        made = sum((row.cost for row in rows), Cost())
-        loss, run, ideal, made_run, made_ideal = ranks.total(
-            loss, forward.flops_run, forward.flops_ideal, made.flops_run, made.flops_ideal
+                mean = outputs.hidden_BTD.new_zeros((), dtype=torch.float32)
+                for weight, objective, count in terms:
+                    if count:
+                        part: Loss = objective(outputs, batch=piece)
+                        mean = mean + weight * part.sum_nats / count
+            if is_split(model) and not mean.requires_grad:
+                mean = mean + 0 * outputs.hidden_BTD.sum()  # all ranks go backward together
+            before_backward(model, last=number == len(cut) - 1)
+            if mean.requires_grad:  # else this piece asks for nothing
+                mean.backward()
+            means.append(mean.detach())
+        if not is_split(model):
+            ranks.sum_gradients(parameters)
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, stage.clip_norm or math.inf)))
+        loss = sum(torch.stack(means).tolist())
+        loss, run, ideal, made_run, made_ideal, made_seconds = ranks.total(
+            loss, forward.flops_run, forward.flops_ideal, making.flops_run, making.flops_ideal, making.seconds
         )
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, stage.clip_norm or math.inf))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NotFiniteError(
                 f"the loss became {loss} (gradient norm {norm}) at step {at.step + 1} of stage {stage.name!r}, at learning "
@@ -143,14 +149,9 @@ def train(
         at.positions[stream.name] += stream.batch_size
         seconds = time.perf_counter() - started
         ledger.charge(stage.name, "generate", Cost(flops_run=made_run, flops_ideal=made_ideal, seconds=made_seconds))
-        trained = Cost(
-            positions=tokens,
-            flops_run=3 * run,
-            flops_ideal=3 * ideal,
-            seconds=seconds - data_seconds,
-        )
+        trained = Cost(positions=tokens, flops_run=3 * run, flops_ideal=3 * ideal, seconds=seconds - data_seconds)
         ledger.charge(stage.name, "train", trained)
-        for draw in stream.draws(at.positions[stream.name] - stream.batch_size, count=stream.batch_size, seed=seed):
+        for draw in draws:
             ledger.show(stage.name, draw.source, tokens // stream.batch_size)
         line = {
             "stage": stage.name,
@@ -165,13 +166,14 @@ def train(
         }
         if at.step % stage.evaluate_every == 0 or at.step == stage.steps or at.step in stage.evaluate_at:
             started = time.perf_counter()
+            feed.rest()
             line |= hooks.evaluate()
             ledger.charge(stage.name, "evaluate", Cost(seconds=time.perf_counter() - started))
         hooks.record(line)
         stopped = ranks.any(hooks.should_stop())
         kept = stage.keep_every is not None and at.run_step % stage.keep_every == 0
         if stopped or kept or at.step % stage.checkpoint_every == 0 or at.step == stage.steps:
-            hooks.save()
+            hooks.save(stopped or at.step == stage.steps)
         if stopped:
             ranks.wait()  # whoever ends first has the others ended by torchrun, in the middle of saving
             raise InterruptedRunError(
@@ -192,6 +194,6 @@ def _first_not_finite(model: Any) -> str:
     """Name the first parameter whose value or gradient is not finite, from the embedding on."""
     for name, parameter in model.named_parameters():
         for what, values in (("the weights", parameter), ("the gradient", parameter.grad)):
-            if values is not None and not bool(torch.isfinite(values).all()):
+            if values is not None and not bool(whole(torch.isfinite(values).all())):
                 return f", first in {what} of {name}"
     return ""

@@ -36,23 +36,11 @@ def plan_run(
     scale: str | None = None,
     sets: Mapping[str, Any] | None = None,
     corpus: str | None = None,
-    device: str = "auto",
-    precision: str | None = None,
-    threads: int | None = None,
-    data_workers: int = 0,
-    deterministic: bool = False,
+    **where: Any,
 ) -> RunPlan:
-    """Return the checked plan of one run: of a study the control and seed 0, unless said."""
+    """Return the checked plan of one run: of a study the control and seed 0, unless said. `where` as for `Loaded.plan`."""
     loaded = load(recipe, scale=scale, sets=sets, corpus=corpus)
-    plan = loaded.plan(
-        arm=arm or loaded.arms[0],
-        seed=seed,
-        device=device,
-        precision=precision,
-        threads=threads,
-        data_workers=data_workers,
-        deterministic=deterministic,
-    )
+    plan = loaded.plan(arm=arm or loaded.arms[0], seed=seed, **where)
     check_parts(plan)
     check_givers(plan)
     return plan

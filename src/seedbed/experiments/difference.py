@@ -20,6 +20,9 @@ _HOW = (
     "threads",
     "data_workers",
     "deterministic",
+    "compiled",
+    "recompute",
+    "shard",
     "keep_last",
     "keep_every",
 )  # of a plan: how, not what, it computes

@@ -35,6 +35,9 @@ def environment(machine: Machine | None = None) -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if machine.device.type == "cuda" else None,
             "precision": "bfloat16" if machine.bfloat16 else "float32",
             "threads": machine.threads,
+            "compiled": machine.compiled,
+            "ranks": machine.ranks.size,
+            "shards": machine.shards,
         }
     return facts
 

@@ -45,7 +45,7 @@ def estimate(plan: RunPlan) -> list[StageEstimate]:
         hooks = Hooks(
             record=partial(_note, times),
             evaluate=dict,
-            save=lambda: None,
+            save=lambda wait: None,
             measure=_even(built),
             should_stop=lambda: False,
         )

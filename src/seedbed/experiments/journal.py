@@ -35,6 +35,7 @@ class Metrics:
         lines = []
         self.spikes: list[dict[str, Any]] = []
         self._before: deque[dict[str, Any]] = deque(maxlen=_BEFORE)
+        self._times: dict[str, list[float]] = {}  # of a stage: seconds that its steps waited for rows, and took
         for line in read_lines(path) if keep else ():
             lines.append(json.dumps(line) + "\n")
             self._remember(line)
@@ -66,6 +67,11 @@ class Metrics:
                 f"rate {line['learning_rate']:.2e}, gradient {line['gradient_norm']:.2f}, {speed:,.0f} tokens/s"
             )
 
+    def waited(self, stage: str) -> float:
+        """Return the share of the time of a stage's steps in which they waited for their rows."""
+        waiting, whole = self._times[stage]
+        return waiting / whole
+
     def sync(self) -> None:
         """Have all lines on disk, before a checkpoint is that knows of them."""
         self._file.flush()
@@ -89,6 +95,9 @@ class Metrics:
 
     def _remember(self, line: dict[str, Any]) -> None:
         self._before.append(line)
+        times = self._times.setdefault(line["stage"], [0.0, 0.0])
+        times[0] += line["data_seconds"]
+        times[1] += line["seconds"]
         if "spikes" in line:
             self.spikes.append({name: line[name] for name in ("stage", "run_step", "loss_nats", "gradient_norm", "spikes")})
 

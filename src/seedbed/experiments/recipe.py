@@ -187,7 +187,8 @@ _ADDED: list[tuple[str, str, Any]] = [
     ("evaluate", "sets", {}),
     ("evaluate", "main", None),
 ]
-_WHERE = {"device", "threads", "data_workers", "deterministic", "keep_last", "keep_every"}  # moves no number beyond rounding
+# what moves no number beyond rounding
+_WHERE = {"device", "threads", "data_workers", "deterministic", "compiled", "recompute", "shard", "keep_last", "keep_every"}
 _NO_TUNE = TuneSpec(seeds=[0], grids={})
 
 
@@ -275,6 +276,9 @@ class RunPlan(_Strict):
     threads: int | None = None
     data_workers: int = Field(default=0, ge=0)
     deterministic: bool = False
+    compiled: bool | None = None  # None: on a GPU only
+    recompute: bool = False
+    shard: str = Field(default="none", pattern=r"^(none|all|[1-9][0-9]*)$")
 
     def fingerprint(self) -> str:
         """Return a hash of everything that decides the numbers; where it computes is left out."""
@@ -379,13 +383,13 @@ class Loaded:
         arm: str,
         seed: int,
         changes: Mapping[str, Any] | None = None,
-        device: str = "auto",
-        precision: str | None = None,
-        threads: int | None = None,
-        data_workers: int = 0,
-        deterministic: bool = False,
+        **where: Any,
     ) -> RunPlan:
-        """Return one run's plan. `changes` are further settings (of a tuning trial or an A/A study)."""
+        """Return one run's plan. `changes` are further settings (of a tuning trial or an A/A study).
+
+        `where` are settings of RunPlan that say where and how it computes: device, precision (None: the recipe's), threads,
+        data_workers, deterministic, compiled, recompute, shard.
+        """
         tree = copy.deepcopy(self.tree)
         study = self.recipe.study
         if arm not in self.arms:
@@ -411,11 +415,8 @@ class Loaded:
             "evaluate": checked.evaluate.model_dump(mode="json"),
             **{name: getattr(checked, name) for name in ("checkpoint_every", "keep_last", "keep_every")},
             "main_stage": main,
-            "device": device,
-            "precision": precision or self.recipe.precision,
-            "threads": threads,
-            "data_workers": data_workers,
-            "deterministic": deterministic,
+            **where,
+            "precision": where.get("precision") or self.recipe.precision,
         }
         if main not in [s.name for s in checked.stages]:
             raise ConfigError(f"arm {arm}: its main stage {main!r} is gone; name another under study.main_stage")

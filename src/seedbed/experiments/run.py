@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,23 +23,25 @@ from seedbed.core.draws import key
 from seedbed.core.durable import locked, write_json, write_whole
 from seedbed.core.errors import DataError, InterruptedRunError, RefusedError, RunFailedError, StoppedRunError
 from seedbed.core.ledger import Ledger
-from seedbed.core.records import Cost, Document, Measurement
-from seedbed.engine.checkpoints import FINAL, latest, load_checkpoint, newest_whole, prune, read_state, save_checkpoint
+from seedbed.core.records import Cost
+from seedbed.engine.checkpoints import FINAL, latest, load_checkpoint, newest_whole, prune, read_state
 from seedbed.engine.feed import Feed
-from seedbed.engine.precision import prepare_machine
-from seedbed.engine.ranks import Ranks, join_ranks
-from seedbed.engine.train import Counters, Hooks, NotFiniteError, Stage, train
+from seedbed.engine.placement import place, reading
+from seedbed.engine.precision import Machine, prepare_machine
+from seedbed.engine.ranks import Ranks, join_ranks, together
+from seedbed.engine.saving import Saver
+from seedbed.engine.train import Counters, Hooks, NotFiniteError, train
 from seedbed.experiments.assemble import (
     BuiltStream,
     build_model,
     build_stage,
     build_stream,
-    held_out_sets,
     initialize,
     layout_free,
     open_stream,
 )
 from seedbed.experiments.borders import carry_moments, cross, described, open_giver
+from seedbed.experiments.callbacks import Callbacks, taken_from
 from seedbed.experiments.environment import commit, environment
 from seedbed.experiments.feedback import Feedback
 from seedbed.experiments.journal import Log, Metrics
@@ -49,11 +51,8 @@ from seedbed.experiments.readings import (
     floor_line,
     framed,
     mixture_facts,
-    on_unseen_rules,
     packing_facts,
     test_numbers,
-    text_numbers,
-    up_to,
 )
 from seedbed.experiments.recipe import RunPlan, StageSpec, read_plan
 from seedbed.experiments.tracking import Trackers
@@ -61,6 +60,7 @@ from seedbed.report.page import write_run_page
 from seedbed.writers.sample import Sample
 
 _ONE_SIGNAL = 5.0  # seconds in which launchers and schedulers may say the same to a rank twice
+_FOUND = ("transfer", "givers", "clock", "stage0", "borders", "waited")  # what a run finds out on its way
 PARENT = "SEEDBED_PARENT"  # process number of a study; a run whose study is gone stops as if by a signal
 
 
@@ -77,7 +77,8 @@ def create(plan: RunPlan, folder: Path, *, recipe_text: str) -> None:
     ranks = join_ranks()
     if ranks.first:
         _lay_down(plan, folder, recipe_text=recipe_text)
-    ranks.wait()
+    with together():
+        ranks.wait()
 
 
 def _lay_down(plan: RunPlan, folder: Path, *, recipe_text: str) -> None:
@@ -102,6 +103,7 @@ class Sitting:
     micro_batch_size: int | None = None  # of every stage
     data_workers: int | None = None
     inexact: bool = False
+    shard: str | None = None
     track: tuple[str, ...] = ()
 
 
@@ -115,7 +117,7 @@ def execute(folder: Path, *, say: Callable[[str], None] = print, sitting: Sittin
     plan = read_plan(folder)
     sitting = sitting or Sitting()
     ranks = join_ranks()
-    with locked(folder) if ranks.first else nullcontext():
+    with locked(folder) if ranks.first else nullcontext(), together():
         done = ranks.from_first(finished(folder) if ranks.first else None)
         if done is not None and done["status"] == "done":
             if ranks.first and not (folder / "report.html").is_file():
@@ -127,9 +129,19 @@ def execute(folder: Path, *, say: Callable[[str], None] = print, sitting: Sittin
             Trackers(sitting.track if ranks.first else (), say=log) as trackers,
         ):
             try:
-                final = ranks.from_first(
-                    _run(plan, folder, sitting=sitting, ranks=ranks, signals=signals, log=log, trackers=trackers)
-                )
+                with Saver(ranks) as saver:
+                    final = ranks.from_first(
+                        _run(
+                            plan,
+                            folder,
+                            sitting=sitting,
+                            ranks=ranks,
+                            signals=signals,
+                            log=log,
+                            trackers=trackers,
+                            saver=saver,
+                        )
+                    )
             except StoppedRunError as e:  # nothing about the method: not recorded as a result, to be resumed
                 log(f"stopped: {e}")
                 raise
@@ -169,6 +181,7 @@ def _run(
     signals: "_Signals",
     log: Callable[[str], None],
     trackers: Trackers,
+    saver: Saver,
 ) -> dict[str, Any] | None:
     """Return final.json (on the first rank)."""
     newest = newest_whole(folder / "checkpoints", say=log) if ranks.first else None
@@ -183,6 +196,9 @@ def _run(
         width=width,
         deterministic=plan.deterministic,
         ranks=ranks,
+        compiled=plan.compiled,
+        recompute=plan.recompute,
+        shard=sitting.shard or plan.shard,
     )
     layout["threads"] = machine.threads
     facts = environment(machine)
@@ -191,7 +207,7 @@ def _run(
     kind = "bfloat16" if machine.bfloat16 else "float32"
     log(
         f"{plan.name}, arm {plan.arm}, seed {plan.seed}: {machine.device.type}, {kind}, {machine.threads} thread(s)"
-        f"{f', {ranks.size} ranks' if ranks.size > 1 else ''}"
+        f"{_described(machine)}"
     )
     if state:
         _check_same(plan, state, facts, log=log)
@@ -214,7 +230,8 @@ def _run(
         )
     counters = Counters(**state["counters"]) if state else Counters(positions=dict.fromkeys(built, 0))
     ledger = Ledger.from_json(state["ledger"]) if state else Ledger()
-    extras: dict[str, Any] = state["extras"] if state else {n: {} for n in ("transfer", "givers", "clock", "stage0", "borders")}
+    extras: dict[str, Any] = state["extras"] if state else {n: {} for n in _FOUND}
+    extras.setdefault("waited", {})
     for b in built.values():
         check_held_out(plan, b)
     ranks.wait()  # nobody writes below while another still reads
@@ -236,7 +253,7 @@ def _run(
     while counters.stage < len(plan.stages):
         spec = plan.stages[counters.stage]
         stream = built[spec.stream]
-        model = build_model(plan, vocab_size=stream.stream.vocab_size).to(machine.device)
+        model = build_model(plan, vocab_size=stream.stream.vocab_size)
         going_on = state is not None and counters.step > 0
         crosses = spec.weights is not None and not going_on
         giver = open_giver(plan, spec, folder=folder, borders=extras["borders"]) if crosses else None
@@ -251,6 +268,8 @@ def _run(
             extras["transfer"][spec.name] = actions if put else dict.fromkeys(actions, "fresh")
             extras["givers"][spec.name] = {"from": giver.name, "carry": spec.carry, "sha256": giver.fingerprint}
             extras["clock"][spec.name] = giver.clock
+        place(model, machine)
+        saver.prepare(model)
         micro, clock = layout["micro_batch_size"].get(spec.name), extras["clock"].get(spec.name, 0)
         stage = build_stage(plan, spec, stream, model, micro_batch_size=micro, clock=clock)
         if giver is not None:
@@ -260,73 +279,46 @@ def _run(
             load_checkpoint(last, model=model, optimizer=stage.optimizer)
         state = giver = None
 
-        sets = held_out_sets(plan, stream)
-        valid = {name: up_to(corpus.documents("valid"), plan.evaluate.valid_bytes) for name, corpus in sets.items()}
-
-        def evaluate(
-            stream: BuiltStream = stream,
-            model: Any = model,
-            valid: dict[str, list[Document]] = valid,
-            spec: StageSpec = spec,
-        ) -> dict[str, Any]:
-            if not ranks.first:
-                return {}
-            if stream.tokenizer is None:
-                return on_unseen_rules(plan, spec, stream, model, machine) if framed(stream) else {}
-            found = {}
-            for name, documents in valid.items():
-                numbers, _, cost = text_numbers(plan, stream, model, documents)
-                ledger.charge(spec.name, "evaluate", cost)
-                found[name] = {k: numbers[k] for k in ("loss_nats", "bits_per_byte")}
-            main = {f"valid_{k}": value for k, value in next(iter(found.values())).items()}
-            return main if len(found) == 1 else {**main, "valid": found}
-
-        def measure(name: str, position: int, stream: BuiltStream = stream, model: Any = model, spec: StageSpec = spec) -> None:
-            losses = {}
-            for source, corpus in stream.corpora.items() if ranks.first else ():
-                documents = up_to(corpus.documents("valid"), plan.evaluate.valid_bytes)
-                numbers, _, cost = text_numbers(plan, stream, model, documents)
-                ledger.charge(spec.name, "evaluate", cost)
-                losses[source] = numbers["loss_nats"]
-            losses = ranks.from_first(losses)
-            feedback.record(
-                stream.stream.name, Measurement(step=counters.run_step, position=position, name=name, values=losses)
-            )
-
-        def save(model: Any = model, stage: Stage = stage) -> None:
-            path = folder / "checkpoints" / f"step-{counters.run_step:08d}"
-            if counters.step == stage.steps:
-                extras["borders"][stage.name] = path.name
-            if not ranks.first:
-                return
-            if metrics is not None:
-                metrics.sync()
-            save_checkpoint(
-                path,
-                model=model,
-                optimizer=stage.optimizer,
-                state={
-                    "counters": asdict(counters),
-                    "ledger": ledger.to_json(),
-                    "extras": extras,
-                    "feedback": feedback.fingerprint(),
-                    "plan": plan.fingerprint(),
-                    "data": data,
-                    "layout": layout,
-                    "environment": _exactness(facts),
-                },
-            )
-            prune(path.parent, keep=_taken_from(plan, extras["borders"]), last=plan.keep_last, every=plan.keep_every)
-
+        back = Callbacks(
+            plan=plan,
+            spec=spec,
+            stage=stage,
+            stream=stream,
+            machine=machine,
+            folder=folder,
+            counters=counters,
+            ledger=ledger,
+            feedback=feedback,
+            metrics=metrics,
+            saver=saver,
+            extras=extras,
+            facts={"plan": plan.fingerprint(), "data": data, "layout": layout, "environment": _exactness(facts)},
+        )
+        hooks = Hooks(
+            record=metrics or _unrecorded,
+            evaluate=back.evaluate,
+            save=back.save,
+            should_stop=signals.stopped,
+            measure=back.measure,
+        )
         log(f"stage {spec.name}: {stage.steps} steps of {stream.stream.batch_size} x {stream.stream.seq_len} tokens")
-        hooks = Hooks(record=metrics or _unrecorded, evaluate=evaluate, save=save, should_stop=signals.stopped, measure=measure)
-        workers = plan.data_workers if sitting.data_workers is None else sitting.data_workers
-        opener = partial(open_stream, spec.stream, plan.streams[spec.stream])
-        with Feed(stream.stream, seed=plan.seed, workers=workers, opener=opener, ranks=ranks, stopping=signals.stopped) as feed:
+        with Feed(
+            stream.stream,
+            seed=plan.seed,
+            workers=plan.data_workers if sitting.data_workers is None else sitting.data_workers,
+            opener=partial(open_stream, spec.stream, plan.streams[spec.stream]),
+            ranks=ranks,
+            stopping=signals.stopped,
+            pinned=machine.device.type == "cuda",
+        ) as feed:
             train(stage, at=counters, seed=plan.seed, machine=machine, ledger=ledger, hooks=hooks, feed=feed)
-        if ranks.first and framed(stream) and spec.name not in extras["stage0"]:
+        if metrics is not None:
+            extras["waited"][spec.name] = waited = metrics.waited(spec.name)
+            log(f"stage {spec.name} waited for its rows in {waited:.2%} of its steps' time")
+        if back.reads and framed(stream) and spec.name not in extras["stage0"]:
             started = time.perf_counter()
-            extras["stage0"][spec.name] = found = against_floors(plan, spec, stream, model, machine)
+            with reading(model, machine):
+                extras["stage0"][spec.name] = found = against_floors(plan, spec, stream, model, machine)
             cost = model.cost(rows=spec.floor_rows, seq_len=stream.stream.seq_len)
             ledger.charge(spec.name, "evaluate", cost + Cost(seconds=time.perf_counter() - started))
             log(floor_line(spec.name, found))
@@ -337,7 +329,21 @@ def _run(
         return None
     metrics.close()
     extras["spikes"] = metrics.spikes
+    if machine.shards > 1:  # the first rank takes the whole model from the last checkpoint
+        model = build_model(plan, vocab_size=built[plan.stages[-1].stream].stream.vocab_size).to(machine.device)
+        load_checkpoint(folder / "checkpoints" / extras["borders"][plan.stages[-1].name], model=model)
     return _finish(plan, folder, model=model, built=built, ledger=ledger, extras=extras, log=log)
+
+
+def _described(machine: Machine) -> str:
+    """Say what else was chosen for the machine, for the log."""
+    said = [
+        "compiled" if machine.compiled else "",
+        "activations made again" if machine.recompute else "",
+        f"{machine.ranks.size} ranks" if machine.ranks.size > 1 else "",
+        f"weights split over {machine.shards}" if machine.shards > 1 else "",
+    ]
+    return "".join(f", {part}" for part in said if part)
 
 
 def _unrecorded(line: dict[str, Any]) -> None:
@@ -403,6 +409,7 @@ def _finish(
         "transfer": extras["transfer"],
         "givers": extras["givers"],
         "spikes": extras["spikes"],
+        "waited": extras["waited"],
         "ledger": ledger.to_json(),
         "data": {name: b.fingerprint() for name, b in built.items()},
         "mixture": mixture_facts(plan, built, ledger),
@@ -421,15 +428,9 @@ def _finish(
             write_json(folder / "exhibits" / f"{name}.json", dict(shown.facts))
     _as_final(folder)
     write_json(folder / "final.json", final)
-    prune(folder / "checkpoints", keep=_taken_from(plan, extras["borders"]), last=0, every=plan.keep_every)
+    prune(folder / "checkpoints", keep=taken_from(plan, extras["borders"]), last=0, every=plan.keep_every)
     write_run_page(folder)
     return final
-
-
-def _taken_from(plan: RunPlan, borders: dict[str, str]) -> set[str]:
-    """The checkpoints at stage borders that a stage of the plan takes its weights from."""
-    givers = {s.weights.from_ for s in plan.stages if s.weights}
-    return {checkpoint for stage, checkpoint in borders.items() if stage in givers}
 
 
 def _as_final(folder: Path) -> None:
