@@ -9,6 +9,7 @@ then goes back to the checkpoint before. Writing them is saving.py's.
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
@@ -182,6 +183,12 @@ def _load_parts(
     load(parts, storage_reader=reader)
 
 
+def weights_fingerprint(state: Mapping[str, Any]) -> str:
+    """Return a hash of a checkpoint's weights (of one in shards, of its moments too)."""
+    hashes = state["sha256"]
+    return hashes[MODEL] if MODEL in hashes else sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
 def load_moments(folder: Path) -> dict[str, dict[str, Any]]:
     """Return what the optimizer kept for every parameter, by the parameter's name: tensors and numbers by key."""
     state = read_state(folder)
@@ -236,7 +243,9 @@ def _joined(folder: Path, *, moments: bool) -> dict[str, Tensor]:
 
     reader, known = _shards(folder)
     tensors = {n: torch.empty(m.size, dtype=m.properties.dtype) for n, m in known.items() if ("|" in n) == moments}
-    load_parts(tensors, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that this process reads alone, which is meant
+        load_parts(tensors, storage_reader=reader, no_dist=True)
     return tensors
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from seedbed.core.errors import ConfigError, DataError
 from seedbed.core.records import Role
-from seedbed.engine.checkpoints import MODEL, fill_moments, latest, load_moments, load_weights, read_state
+from seedbed.engine.checkpoints import fill_moments, latest, load_moments, load_weights, read_state, weights_fingerprint
 from seedbed.experiments.assemble import build_model
 from seedbed.experiments.recipe import HF, RUN, RunPlan, StageSpec, WeightsSpec, read_plan
 from seedbed.transfer.rules import Rules
@@ -73,7 +73,7 @@ def _opened(giving: RunPlan, checkpoint: Path, spec: StageSpec, *, name: str) ->
         weights={roles[n]: value for n, value in load_weights(checkpoint).items() if n in roles},
         moments=moments,
         clock=state["counters"]["step"] + state["extras"]["clock"].get(stage.name, 0) if "clock" in spec.carry else 0,
-        fingerprint=state["sha256"][MODEL],
+        fingerprint=weights_fingerprint(state),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from seedbed.core.config import read_yaml
 from seedbed.core.errors import DataError
-from seedbed.engine.checkpoints import latest
+from seedbed.engine.checkpoints import latest, weights_fingerprint
 from seedbed.experiments.journal import read_lines
 
 _HOW = (
@@ -262,7 +262,7 @@ def _weights(one: _Run, other: _Run) -> tuple[bool | None, str]:
     steps = [state["counters"]["run_step"] for state in states]
     if steps[0] != steps[1]:
         return None, f"the newest checkpoints are of steps {steps[0]} and {steps[1]}"
-    hashes = [state["sha256"]["model.safetensors"] for state in states]
+    hashes = [weights_fingerprint(state) for state in states]
     return hashes[0] == hashes[1], f"after step {steps[0]}"
 
 
