@@ -31,10 +31,10 @@ def _with_gradients(model, *, seed):
         p.grad = torch.randn(p.shape, generator=draws)
 
 
-def _matrix(gradient, *, decay=0.0, **settings):
+def _matrix(gradient, **settings):
     """Return the first step, as a multiple of the learning rate, of a matrix of zeros with this gradient."""
     p = torch.nn.Parameter(torch.zeros_like(gradient))
-    optimizer = Muon(learning_rate=1e-2, weight_decay=decay, **settings).build([(Role("mlp", 0, "up"), p)])
+    optimizer = Muon(learning_rate=1e-2, **settings).build([(Role("mlp", 0, "up"), p)])
     p.grad = gradient
     optimizer.step()
     return p.detach() / -1e-2
@@ -43,7 +43,7 @@ def _matrix(gradient, *, decay=0.0, **settings):
 @pytest.mark.parametrize("shape", [(48, 48), (32, 80), (80, 32)])
 @pytest.mark.parametrize("spectrum", ["flat", "a hundredfold range", "one value dominates"])
 def test_a_matrix_moves_by_singular_values_near_one_whatever_the_gradient_s_are(shape, spectrum):
-    """The quintic iteration brings what is at least a hundredth of the Frobenius norm between 0.5 and 1.3."""
+    """Without rounding, the iteration brings what is 0.005 of the Frobenius norm or more to between 0.68 and 1.16."""
     torch.manual_seed(0)
     size = min(shape)
     left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
@@ -181,7 +181,7 @@ def test_a_step_on_parameters_sharded_over_two_ranks_is_that_on_whole_ones():
 
 
 def _compare_sharded_with_whole(d_ff):
-    """On each rank: three steps of a sharded decoder and of a whole one by the same gradients. `d_ff` 1 leaves rank 1 no row."""
+    """Make three steps of a sharded decoder and of a whole one by the same gradients; of one row, rank 1 holds nothing."""
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor, distribute_tensor
 

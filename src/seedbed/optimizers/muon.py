@@ -1,20 +1,21 @@
 """Muon on the matrices of attention and MLP, AdamW on everything else, one learning rate for both.
 
-A matrix moves along its momentum made orthogonal: five quintic Newton-Schulz steps in bfloat16 bring its singular values near 1
-(about 0.7 to 1.2), whatever the gradient's spectrum. This direction is scaled by 0.2 sqrt(max(rows, columns)), so that its root mean
-square is near AdamW's and AdamW's learning rate serves both. Embedding, head, norms, biases and positions get AdamW as in
-adamw.py, with its rule of what decays.
+A matrix moves along its momentum made orthogonal: five quintic Newton-Schulz steps in bfloat16 bring singular values from
+0.005 of the Frobenius norm on to between 0.68 and 1.16 (but for rounding), whatever the gradient's spectrum. This direction is
+scaled by 0.2 sqrt(max(rows, columns)), so that its root mean square is near AdamW's and AdamW's learning rate serves both.
+Embedding, head, norms, biases and positions get AdamW as in adamw.py, with its rule of what decays.
 
-The iteration is torch's. Torch's own step on a sharded matrix (a DTensor) multiplies shards, with a collective in nearly every
-product; rounded in bfloat16, its direction differs by 1 to 4 % from that of the whole matrix, and matrices of one row it refuses.
-So of a sharded matrix the momentum is gathered (once a step, in bfloat16), every rank makes the same direction and takes its share.
-Gathering is cheap; the iteration is not shared out: N ranks make it N times.
+The iteration is torch's. Torch's own step on a sharded matrix (a DTensor) multiplies shards, with collectives between the
+products; rounded in bfloat16 its direction differed by 1 to 4 % from that of the whole matrix, and a matrix of one row over two
+ranks it refused (torch 2.13). So of a sharded matrix what is to be made orthogonal is gathered, once a step and in bfloat16;
+every rank makes the same direction and takes its share. That is one collective a matrix, but the iteration is not shared out:
+N ranks make it N times.
 
-It costs about `ns_steps` * d_model / (tokens a step) of the training FLOPs (Jordan et al.), which no ledger counts: 2 % at
-d_model 1024 and 262144 tokens a step, but 31 % at 256 and 4096. Budgets in seconds count it.
+The iteration costs at most `ns_steps` * d_model / (tokens a step) of the training FLOPs of the matrices (Jordan et al.), which
+no ledger counts: 2 % at d_model 1024 and 262144 tokens a step, but 31 % at 256 and 4096. Seconds count it.
 
-Papers: Jordan et al. (2024), "Muon: an optimizer for hidden layers in neural networks"; Liu et al. (2025), "Muon is scalable for
-LLM training", for the scale. Departure: no weight decay unless asked for, as with our AdamW (Liu et al.: 0.1).
+Papers: Jordan et al. (2024), "Muon: an optimizer for hidden layers in neural networks"; Liu et al. (2025), "Muon is scalable
+for LLM training", for the scale. Departure: no weight decay unless asked for, as with our AdamW (Liu et al.: 0.1).
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +24,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate
 
 from seedbed.core.errors import ConfigError
 from seedbed.core.records import Role
@@ -87,6 +87,8 @@ class MuonAndAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step both, with the groups and the state as they are now, and return what the closure gave."""
+        from torch.distributed.tensor import DTensor
+
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -106,10 +108,11 @@ class MuonAndAdamW(torch.optim.Optimizer):
         return loss
 
 
-def _step_sharded(parameter: DTensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-    """Do what torch's Muon does to a matrix of which every rank holds a share."""
+def _step_sharded(parameter: Any, state: dict[str, Any], group: dict[str, Any]) -> None:
+    """Do what torch's Muon does to a matrix, a DTensor, of which every rank holds a share."""
+    from torch.distributed.tensor import DTensor, Replicate
+
     grad, momentum = parameter.grad, group["momentum"]
-    assert isinstance(grad, DTensor)
     if "momentum_buffer" not in state:
         state["momentum_buffer"] = torch.zeros_like(grad)
     average = state["momentum_buffer"].lerp_(grad, 1 - momentum)
