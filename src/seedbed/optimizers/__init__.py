@@ -2,4 +2,10 @@
 
 from seedbed.core.registry import Registry
 
-parts = Registry("optimizers", {"adamw": "seedbed.optimizers.adamw:AdamW"})
+parts = Registry(
+    "optimizers",
+    {
+        "adamw": "seedbed.optimizers.adamw:AdamW",
+        "muon": "seedbed.optimizers.muon:Muon",
+    },
+)
