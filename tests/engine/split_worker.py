@@ -1,6 +1,6 @@
 """One of several ranks that train a small model in every way of placing it; started by test_split.py under torchrun.
 
-    torchrun --nproc-per-node 4 -m tests.engine.split_worker FOLDER
+torchrun --nproc-per-node 4 -m tests.engine.split_worker FOLDER
 """
 
 import json
@@ -123,12 +123,15 @@ def main(folder: Path) -> None:
 def _messages(ranks, micro):
     """Return how often gradients are summed in one step of so many rows at a time."""
     stage, machine = built(ranks=ranks, shard="all", micro=micro)
-    real, calls = dist.reduce_scatter_tensor, []
-    dist.reduce_scatter_tensor = lambda *given, **named: calls.append(1) or real(*given, **named)
+    calls = []
+    real = {n: getattr(dist, n) for n in ("reduce_scatter_single", "reduce_scatter_tensor") if hasattr(dist, n)}  # by version
+    for name, function in real.items():
+        setattr(dist, name, lambda *given, function=function, **named: calls.append(1) or function(*given, **named))
     try:
         trained(stage, machine, at=Counters(positions={"soil": 0}, step=STEPS - 1))
     finally:
-        dist.reduce_scatter_tensor = real
+        for name, function in real.items():
+            setattr(dist, name, function)
     return len(calls)
 
 

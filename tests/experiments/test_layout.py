@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,9 +86,9 @@ def test_where_draws_hang_on_the_layout_micro_batches_do_change_the_loss(recipe,
     assert text[0][0] != pytest.approx(text[1][0], rel=BOUND)
 
 
-def _ranks(number, *words, **settings):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number), "-m", "seedbed"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def _ranks(number, *words, module="seedbed", **environment):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number), "-m", module]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
@@ -123,6 +124,32 @@ def test_two_ranks_change_a_run_by_rounding_only_and_one_can_go_on_from_two(reci
     assert any("ranks 2 -> 1" in line and "layout-free" in line for line in lines)
     steps = [json.loads(x)["run_step"] for x in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1))
+
+
+@pytest.mark.slow
+def test_a_split_run_that_lost_a_rank_goes_on_over_four_ranks_and_over_one(recipe, tmp_path):
+    """Weights and moments split over two ranks; the second is killed after step 12."""
+    whole = _run(recipe, tmp_path / "whole").folder
+    folder, sets = tmp_path / "split", ["--set", "checkpoint_every=2"]
+    words = ["run", str(recipe), "--arm", "nca", "--threads", "1", "--shard", "all", "--out", str(folder), *sets]
+    run = _ranks(2, *words, module="tests.experiments.lost_rank", LOST_AFTER="12")
+    said, _ = run.communicate(timeout=240)
+    assert run.returncode != 0 and finished(folder) is None
+    assert "another rank of this run ended" in said and "seedbed resume" in said
+    steps = sorted(p.name for p in (folder / "checkpoints").iterdir() if not p.name.startswith("."))
+    assert steps[-1] >= "step-00000006" and list((folder / "checkpoints" / steps[-1]).glob("shard-00002-*"))
+    shutil.copytree(folder, tmp_path / "four", ignore=shutil.ignore_patterns(".lock"))
+
+    said, _ = (run := _ranks(4, "resume", str(tmp_path / "four"), "--shard", "2")).communicate(timeout=240)
+    assert run.returncode == 0 and "ranks 2 -> 4" in said and "weights split over 2" in said, said
+    lines = []
+    execute(folder, say=lines.append)
+    assert any("ranks 2 -> 1" in line and "layout-free" in line for line in lines)
+    one = finished(whole)["test"]["bits_per_byte"]
+    for ended in (folder, tmp_path / "four"):
+        assert _losses(ended) == pytest.approx(_losses(whole), rel=BOUND)
+        assert finished(ended)["test"]["bits_per_byte"] == pytest.approx(one, rel=1e-4)
+        assert finished(ended)["ledger"]["text"]["tokens"] == finished(whole)["ledger"]["text"]["tokens"]
 
 
 @pytest.mark.slow
