@@ -30,6 +30,7 @@ def four(tmp_path_factory):
         [*command, "-m", "tests.engine.split_worker", str(folder)],
         capture_output=True,
         text=True,
+        check=False,
         timeout=400,
         env=environment,
         cwd=Path(__file__).parents[2],
