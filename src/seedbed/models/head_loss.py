@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CHUNK = 2**24  # logits of a chunk: 64 MiB in fp32; smaller ones cost more in sums of the head's gradient (measured)
+from seedbed.core.errors import ConfigError
+
+CHUNK = 2**22  # logits of a chunk, 16 MiB in fp32: allocators hand such memory out again, and 64 MiB as new pages (measured)
 
 
 def wide(values: Tensor) -> Tensor:
@@ -41,7 +43,8 @@ class Head:
 
     def rows(self, positions: int) -> int:
         """Return how many positions the longest chunk has."""
-        return max(1, min(positions, CHUNK // len(self.weight_VD)))
+        size = CHUNK if self.weight_VD.device.type == "cpu" else 4 * CHUNK
+        return max(1, min(positions, size // len(self.weight_VD)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,11 +239,17 @@ class _HeadLoss(torch.autograd.Function):
         return total, nll_N, lse_N, rank_N
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, scale: Tensor, *_: Any) -> Any:
+        _refuse_second()
         kept = iter(ctx.saved_tensors)
         scaled = ((next(kept) * scale).to(d) if n else None for n, d in zip(ctx.needed, ctx.dtypes, strict=True))
         return *scaled, None
+
+
+def _refuse_second() -> None:
+    """Refuse create_graph=True: the gradients made here would pass for constants, and second derivatives be wrong silently."""
+    if torch.is_grad_enabled():
+        raise ConfigError("the chunked loss is differentiable once: for gradients of gradients ask for plain=True")
 
 
 class _LogProbs(torch.autograd.Function):
@@ -259,8 +268,8 @@ class _LogProbs(torch.autograd.Function):
         return found_NK
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, scale_NK: Tensor) -> Any:
+        _refuse_second()
         states_ND, weight_VD, bias_V, ids_NK = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
         products = _Products(states_ND, weight_VD, bias_V, needed=needed, dtype=ctx.dtype)

@@ -151,7 +151,7 @@ class _Counted:
         flat = values.flatten(0, 1)
         return flat if self.places_N is None else flat.index_select(0, self.places_N)
 
-    def place(self, values: Shaped[Tensor, "N *rest"], *, elsewhere: float = 0) -> Shaped[Tensor, "B T *rest"]:
+    def place(self, values: Shaped[Tensor, "N *rest"], *, elsewhere: int = 0) -> Shaped[Tensor, "B T *rest"]:
         """Return values where they belong, and `elsewhere` where nothing counts."""
         shape = *self.shape, *values.shape[1:]
         if self.places_N is None:
