@@ -22,6 +22,7 @@ from seedbed.core.records import (
     Row,
     TokenLoss,
     TokenTargets,
+    TopK,
 )
 
 
@@ -122,7 +123,10 @@ class Outputs(Protocol):
     hidden_BTD: Array
 
     def token_loss(self, targets: TokenTargets, *, plain: bool = False) -> TokenLoss: ...  # plain: twice differentiable
+    def logprobs(self, ids_BTK: Array, *, counted_BT: Array, plain: bool = False) -> Array: ...  # each differentiable
+    def top(self, k: int, *, counted_BT: Array = None) -> TopK: ...  # the likeliest first, detached, as are logits
     def logits(self, rows: Any = ..., positions: Any = ...) -> Array: ...
+    def logits_at(self, places: Any) -> Array: ...  # of positions of all rows laid end to end: a chunk, for a Teacher
 
 
 @runtime_checkable

@@ -150,20 +150,54 @@ class Role:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TopK:
+    """A few ids of every position with their probabilities, which may sum to less than 1: the rest is not there."""
+
+    ids_BTK: Array
+    probs_BTK: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """Another model's Outputs at the same positions: its probabilities p ask as p^exponent / sum(p^exponent).
+
+    An exponent under 1 flattens them. They get no gradient.
+    """
+
+    outputs: Any
+    exponent: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenTargets:
-    """What is asked of the token head: ids and weights; positions of weight 0 are never computed."""
+    """What is asked of the token head: (1 - share) hard + share soft + z, where the weight is above 0; nothing else is computed.
+
+    hard is -log p(id), with `smoothing` of the id's mass on all ids evenly; soft is -sum(q log p) over the distribution q of
+    `soft`; z is z_weight log(Z)^2. A number as share holds everywhere, and at 0 the soft targets are not read at all.
+    """
 
     ids_BT: Array
     weights_BT: Array
+    soft: Any = None  # a TopK, a Teacher, or an array of whole distributions probs_BTV
+    soft_share_BT: Array | float = 1.0  # 0 to 1
+    smoothing: float = 0.0  # 0 to 1
     z_weight: float = 0.0
+    rank: bool = False  # whether TokenLoss.rank_BT is made: a further pass over the logits
+    log_z: bool = False  # whether TokenLoss.log_z_BT is made
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLoss:
-    """`sum_nats` is weighted and differentiable; `nll_BT` is detached, in nats, 0 where nothing was asked."""
+    """`sum_nats` is weighted and differentiable; the rest is detached.
+
+    `nll_BT` is -log p(id) in nats whatever else is asked, and 0 where nothing is; `rank_BT` how many ids are likelier than
+    the asked one (0: none is; -1: nothing was asked); `log_z_BT` the log of the sum of exponentials (0 where nothing is asked).
+    """
 
     sum_nats: Array
     nll_BT: Array
+    rank_BT: Array = None
+    log_z_BT: Array = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,24 +1,25 @@
 """Head and cross-entropy in one, chunk by chunk: the (positions x vocabulary) matrix of logits never exists in full.
 
 For a position with target distribution q (of mass Q) the loss is Q lse(z) - q.z, and its gradient Q softmax(z) - q, whatever q
-is: one id, a smoothed one, a few ids with probabilities, a whole distribution or another head's. So each chunk of logits is
-made once, turned into its own gradient in place, and multiplied into the gradients of states and head at once: three matrix
+is: one id, a smoothed one, a few ids with probabilities, another head's distribution, or a mix of them. So each chunk of logits
+is made once, turned into its own gradient in place, and multiplied into the gradients of states and head at once: three matrix
 products in all, as many as without chunks. The backward pass only scales them.
 Papers: Wijmans et al. (2024), "Cut your losses in large-vocabulary language models"; Hsu et al. (2024), "Liger kernel".
 Letters: N counted positions, D width, V vocabulary, K candidates, C positions of a chunk.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-CHUNK = 2**24  # logits of a chunk: 64 MiB in fp32; smaller ones cost more in sums of the head's gradient (measured)
+from seedbed.core.errors import ConfigError
+
+CHUNK = 2**22  # logits of a chunk, 16 MiB in fp32: allocators hand such memory out again, and 64 MiB as new pages (measured)
 
 
 def wide(values: Tensor) -> Tensor:
@@ -37,146 +38,177 @@ class Head:
         return wide(F.linear(states_CD, self.weight_VD, self.bias_V))
 
     def chunks(self, positions: int) -> Iterator[slice]:
-        rows = max(1, CHUNK // len(self.weight_VD))
+        rows = self.rows(positions)
         return (slice(start, min(start + rows, positions)) for start in range(0, positions, rows))
+
+    def rows(self, positions: int) -> int:
+        """Return how many positions the longest chunk has."""
+        size = CHUNK if self.weight_VD.device.type == "cpu" else 4 * CHUNK
+        return max(1, min(positions, size // len(self.weight_VD)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teacher:
-    """Another model's states and head: its softmax is the target, made chunk by chunk."""
+class Few:
+    """A chunk's soft targets: a few ids of each position. Their probabilities may sum to less than 1: the rest asks for
+    nothing."""
 
-    states_ND: Float[Tensor, "N D2"]
-    head: Head
+    ids_CK: Int[Tensor, "C K"]
+    probs_CK: Float[Tensor, "C K"]
+
+    def mass(self) -> Float[Tensor, "C 1"]:
+        return self.probs_CK.sum(-1, keepdim=True)
+
+    def dot(self, logits_CV: Float[Tensor, "C V"]) -> Float[Tensor, "C 1"]:
+        return (logits_CV.gather(-1, self.ids_CK) * self.probs_CK).sum(-1, keepdim=True)
+
+    def subtract_from(self, gradient_CV: Float[Tensor, "C V"], *, share_C1: Float[Tensor, "C 1"]) -> None:
+        gradient_CV.scatter_add_(-1, self.ids_CK, -share_C1 * self.probs_CK)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """A chunk's soft targets: every id's probability."""
+
+    probs_CV: Float[Tensor, "C V"]
+
+    def mass(self) -> Float[Tensor, "C 1"]:
+        return self.probs_CV.sum(-1, keepdim=True)
+
+    def dot(self, logits_CV: Float[Tensor, "C V"]) -> Float[Tensor, "C 1"]:
+        return (self.probs_CV * logits_CV).sum(-1, keepdim=True)
+
+    def subtract_from(self, gradient_CV: Float[Tensor, "C V"], *, share_C1: Float[Tensor, "C 1"]) -> None:
+        gradient_CV.addcmul_(self.probs_CV, share_C1, value=-1)
+
+
+Soft: TypeAlias = Callable[[slice], Few | Whole]  # positions to their soft targets: they too are made chunk by chunk
 
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """What is asked at N positions: one of `ids_N`, `top_*_NK`, `probs_NV` and `teacher`; weights scale a position's loss.
+    """What is asked at N positions; a position's loss counts `weights_N` times.
 
-    `smoothing` moves that share of an id's mass to all ids evenly. `top_probs_NK` may sum to less than 1: the rest asks for
-    nothing. `temperature` divides the logits of student and teacher. `z_weight` adds z_weight * lse^2 (at temperature 1).
+    The loss is (1 - share) of the id's, `smoothing` of whose mass lies on all ids evenly, plus share of the soft targets', plus
+    z_weight * lse^2. Without `soft` the share is 0. `rank`: whether each id's rank is asked for.
     """
 
+    ids_N: Int[Tensor, "N"]
     weights_N: Float[Tensor, "N"]
-    ids_N: Int[Tensor, "N"] | None = None
     smoothing: float = 0.0
-    top_ids_NK: Int[Tensor, "N K"] | None = None
-    top_probs_NK: Float[Tensor, "N K"] | None = None
-    probs_NV: Float[Tensor, "N V"] | None = None
-    teacher: Teacher | None = None
+    soft: Soft | None = None
+    share_N: Float[Tensor, "N"] | None = None
     z_weight: float = 0.0
-    temperature: float = 1.0
+    rank: bool = False
 
-    def of(self, part: slice) -> "Asked":
-        if self.ids_N is not None:
-            return Asked(ids_CK=self.ids_N[part, None], share=1 - self.smoothing, even=self.smoothing)
-        if self.top_ids_NK is not None and self.top_probs_NK is not None:
-            return Asked(ids_CK=self.top_ids_NK[part], probs_CK=wide(self.top_probs_NK[part]))
-        if self.teacher is not None:
-            with torch.no_grad():
-                logits_CV = self.teacher.head.logits(self.teacher.states_ND[part])
-            return Asked(dense_CV=(logits_CV / self.temperature).softmax(-1))
-        assert self.probs_NV is not None, "targets name one of ids_N, top_ids_NK with top_probs_NK, probs_NV and teacher"
-        return Asked(dense_CV=wide(self.probs_NV[part]))
+    def share(self, part: slice) -> Float[Tensor, "C 1"]:
+        assert self.share_N is not None, "soft targets have a share"
+        return self.share_N[part, None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The target distribution q of a chunk: dense, or a few ids (each with a probability, or all with `share`) and an even
-    rest."""
+class Found(NamedTuple):
+    """The weighted sum of losses in nats, and by position: -log p(id), lse and how many ids are likelier, all detached."""
 
-    dense_CV: Tensor | None = None
-    ids_CK: Tensor | None = None
-    probs_CK: Tensor | None = None
-    share: float = 1.0
-    even: float = 0.0
-
-    def mass(self) -> Tensor | float:
-        """Return Q, as a column."""
-        if self.dense_CV is not None:
-            return self.dense_CV.sum(-1, keepdim=True)
-        return self.share + self.even if self.probs_CK is None else self.probs_CK.sum(-1, keepdim=True)
-
-    def dot(self, logits_CV: Tensor) -> Tensor:
-        """Return q.z, as a column."""
-        if self.dense_CV is not None:
-            return (self.dense_CV * logits_CV).sum(-1, keepdim=True)
-        assert self.ids_CK is not None
-        picked_CK = logits_CV.gather(-1, self.ids_CK)
-        chosen = picked_CK * (self.share if self.probs_CK is None else self.probs_CK)
-        found = chosen.sum(-1, keepdim=True)
-        return found + self.even * logits_CV.mean(-1, keepdim=True) if self.even else found
-
-    def subtract_from(self, gradient_CV: Tensor, scale_C1: Tensor) -> None:
-        """Take scale * q away, in place."""
-        if self.dense_CV is not None:
-            gradient_CV.addcmul_(self.dense_CV, scale_C1, value=-1)
-            return
-        assert self.ids_CK is not None
-        taken = scale_C1 * (self.share if self.probs_CK is None else self.probs_CK)
-        gradient_CV.scatter_add_(-1, self.ids_CK, -taken.expand_as(self.ids_CK))
-        if self.even:
-            gradient_CV.sub_(scale_C1 * (self.even / gradient_CV.shape[-1]))
+    sum_nats: Tensor
+    nll_N: Tensor
+    lse_N: Tensor
+    rank_N: Tensor | None
 
 
-def head_loss(states_ND: Float[Tensor, "N D"], head: Head, targets: Targets) -> tuple[Tensor, Float[Tensor, "N"]]:
-    """Return the weighted sum of losses in nats (differentiable once) and each position's own, unweighted and detached."""
-    weight_VD, bias_V = head.weight_VD, head.bias_V
-    if not torch.is_grad_enabled():  # else gradients would be made for weights that could have some
-        states_ND, weight_VD = states_ND.detach(), weight_VD.detach()
-        bias_V = None if bias_V is None else bias_V.detach()
-    total, each_N = _HeadLoss.apply(states_ND, weight_VD, bias_V, targets)
-    return total, each_N
+def head_loss(states_ND: Float[Tensor, "N D"], head: Head, targets: Targets) -> Found:
+    """Return the loss, once differentiable in states and head (and not in targets)."""
+    return Found(*_HeadLoss.apply(*_inputs(states_ND, head), targets))
 
 
-def plain_loss(states_ND: Float[Tensor, "N D"], head: Head, targets: Targets) -> tuple[Tensor, Float[Tensor, "N"]]:
-    """Return the same through ordinary operations on full logits: as often differentiable as one likes, and dearer."""
+def plain_loss(states_ND: Float[Tensor, "N D"], head: Head, targets: Targets) -> Found:
+    """Return the same through ordinary operations on full logits: dearer, but as often differentiable as one likes, in what
+    the targets hold as well."""
     logits_NV = head.logits(states_ND)
-    warm_NV = logits_NV / targets.temperature
-    asked = targets.of(slice(None))
-    each_N = (asked.mass() * warm_NV.logsumexp(-1, keepdim=True) - asked.dot(warm_NV))[:, 0]
-    penalty_N = targets.z_weight * logits_NV.logsumexp(-1) ** 2 if targets.z_weight else 0.0
-    return ((each_N + penalty_N) * targets.weights_N).sum(), each_N.detach()
+    parts = _Parts.of(logits_NV, targets, slice(None))
+    lse_N1 = logits_NV.logsumexp(-1, keepdim=True)
+    total = (parts.loss(lse_N1, targets)[:, 0] * targets.weights_N).sum()
+    nll_N1 = lse_N1 - parts.picked_C1
+    return Found(total, nll_N1[:, 0].detach(), lse_N1[:, 0].detach(), parts.rank_C)
 
 
 def logprobs(states_ND: Float[Tensor, "N D"], head: Head, ids_NK: Int[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-    """Return the log-probability of each given id, each differentiable; the backward pass makes a chunk's logits again."""
-
-    def of(states_CD: Tensor, ids_CK: Tensor) -> Tensor:
-        logits_CV = head.logits(states_CD)
-        return logits_CV.gather(-1, ids_CK) - logits_CV.logsumexp(-1, keepdim=True)
-
-    found = [
-        checkpoint(of, states_ND[part], ids_NK[part], use_reentrant=False)
-        if torch.is_grad_enabled()
-        else of(states_ND[part], ids_NK[part])
-        for part in head.chunks(len(states_ND))
-    ]
-    return torch.cat(found) if found else wide(states_ND.new_zeros(ids_NK.shape))
+    """Return the log-probability of each given id, each differentiable once; the backward pass makes the logits again."""
+    found: Tensor = _LogProbs.apply(*_inputs(states_ND, head), ids_NK)
+    return found
 
 
-@torch.no_grad()
-def ranks(states_ND: Float[Tensor, "N D"], head: Head, ids_N: Int[Tensor, "N"]) -> Int[Tensor, "N"]:
-    """Return how many ids are likelier than the given one (0: it is the likeliest)."""
-    found = [ids_N.new_zeros(0)]
-    for part in head.chunks(len(states_ND)):
-        logits_CV = head.logits(states_ND[part])
-        found.append((logits_CV > logits_CV.gather(-1, ids_N[part, None])).sum(-1))
-    return torch.cat(found)
+def plain_logprobs(states_ND: Float[Tensor, "N D"], head: Head, ids_NK: Int[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    """Return the same through full logits, as often differentiable as one likes."""
+    return head.logits(states_ND).log_softmax(-1).gather(-1, ids_NK)
 
 
 @torch.no_grad()
 def top(states_ND: Float[Tensor, "N D"], head: Head, *, k: int) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"]]:
-    """Return the k likeliest ids and their log-probabilities, the likeliest first."""
-    ids, values = [], []
+    """Return the k likeliest ids and their probabilities, the likeliest first."""
+    products = _Products(states_ND, head.weight_VD, head.bias_V)
+    ids_NK = torch.empty(len(states_ND), k, dtype=torch.long, device=states_ND.device)
+    probs_NK = torch.empty(len(states_ND), k, dtype=products.exact, device=states_ND.device)
     for part in head.chunks(len(states_ND)):
-        logits_CV = head.logits(states_ND[part])
-        best = logits_CV.topk(k)
-        ids.append(best.indices)
-        values.append(best.values - logits_CV.logsumexp(-1, keepdim=True))
-    if not ids:
-        return torch.zeros(0, k, dtype=torch.long, device=states_ND.device), wide(states_ND.new_zeros(0, k))
-    return torch.cat(ids), torch.cat(values)
+        logits_CV = products.logits(part)
+        ids_NK[part] = logits_CV.topk(k).indices
+        _softmax(logits_CV)
+        probs_NK[part] = logits_CV.gather(-1, ids_NK[part])
+    return ids_NK, probs_NK
+
+
+def _inputs(states_ND: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor | None]:
+    if torch.is_grad_enabled():
+        return states_ND, head.weight_VD, head.bias_V
+    # else gradients would be made for weights that could have some
+    return states_ND.detach(), head.weight_VD.detach(), None if head.bias_V is None else head.bias_V.detach()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What the loss of a chunk takes from its logits, beside their lse."""
+
+    picked_C1: Tensor
+    mean_C1: Tensor | None  # of all logits, for smoothing
+    soft: Few | Whole | None
+    share_C1: Tensor | None
+    mass_C1: Tensor | None  # of the soft targets
+    dot_C1: Tensor | None  # of soft targets and logits
+    rank_C: Tensor | None
+
+    @classmethod
+    def of(cls, logits_CV: Tensor, targets: Targets, part: slice) -> "_Parts":
+        picked_C1 = logits_CV.gather(-1, targets.ids_N[part, None])
+        soft = None if targets.soft is None else targets.soft(part)
+        return cls(
+            picked_C1=picked_C1,
+            mean_C1=logits_CV.mean(-1, keepdim=True) if targets.smoothing else None,
+            soft=soft,
+            share_C1=None if soft is None else targets.share(part),
+            mass_C1=None if soft is None else soft.mass(),
+            dot_C1=None if soft is None else soft.dot(logits_CV),
+            rank_C=(logits_CV > picked_C1).sum(-1) if targets.rank else None,
+        )
+
+    def loss(self, lse_C1: Tensor, targets: Targets) -> Tensor:
+        """Return each position's loss, as a column."""
+        loss_C1 = lse_C1 - self.picked_C1
+        if self.mean_C1 is not None:
+            loss_C1 = loss_C1 + targets.smoothing * (self.picked_C1 - self.mean_C1)
+        if self.soft is not None:
+            loss_C1 = (1 - self.share_C1) * loss_C1 + self.share_C1 * (self.mass_C1 * lse_C1 - self.dot_C1)
+        return loss_C1 + targets.z_weight * lse_C1**2 if targets.z_weight else loss_C1
+
+    def turn(self, softmax_CV: Tensor, lse_C1: Tensor, targets: Targets, part: slice) -> None:
+        """Turn the softmax into the gradient of each position's loss by its logits, in place."""
+        hard = torch.ones_like(lse_C1) if self.share_C1 is None else 1 - self.share_C1
+        if self.soft is not None or targets.z_weight:
+            factor_C1 = hard if self.soft is None else hard + self.share_C1 * self.mass_C1
+            softmax_CV.mul_(factor_C1 + 2 * targets.z_weight * lse_C1)
+        softmax_CV.scatter_add_(-1, targets.ids_N[part, None], -(1 - targets.smoothing) * hard)
+        if targets.smoothing:
+            softmax_CV.sub_(hard * (targets.smoothing / softmax_CV.shape[-1]))
+        if self.soft is not None:
+            assert self.share_C1 is not None
+            self.soft.subtract_from(softmax_CV, share_C1=self.share_C1)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -184,80 +216,146 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets: Targets) -> Any:
-        device = states_ND.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states_ND.dtype
-        needed = [bool(x) for x in ctx.needs_input_grad[:3]]
-        states, weight = states_ND.to(dtype), weight_VD.to(dtype)
-        d_states = torch.empty_like(states) if needed[0] else None
-        exact = torch.float64 if dtype == torch.float64 else torch.float32
-        d_weight = torch.zeros_like(weight_VD, dtype=exact) if needed[1] else None
-        d_bias = torch.zeros_like(bias_V, dtype=exact) if needed[2] and bias_V is not None else None
-        total = torch.zeros((), dtype=exact, device=states.device)
-        each = []
-        for part in Head(weight_VD=weight).chunks(len(states)):
-            logits_CV = wide(torch.mm(states[part], weight.t()))
-            if bias_V is not None:
-                logits_CV += bias_V
-            gradient_CV, sums, nll = _chunk(logits_CV, targets, part, wanted=any(needed))
-            total += sums
-            each.append(nll)
-            if gradient_CV is None:
-                continue
-            if d_bias is not None:
-                d_bias += gradient_CV.sum(0)
-            gradient = gradient_CV.to(dtype)
-            if d_states is not None:
-                torch.mm(gradient, weight, out=d_states[part])
-            if d_weight is not None and dtype == exact:
-                d_weight.addmm_(gradient.t(), states[part])
-            elif d_weight is not None:
-                d_weight += torch.mm(gradient.t(), states[part])
-        ctx.save_for_backward(*(g for g in (d_states, d_weight, d_bias) if g is not None))
-        ctx.needed = needed
-        ctx.dtypes = states_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype
-        nll_N = torch.cat(each) if each else states.new_zeros(0, dtype=exact)
-        ctx.mark_non_differentiable(nll_N)
-        return total, nll_N
+        needed = ctx.needs_input_grad[:3]
+        products = _Products(states_ND, weight_VD, bias_V, needed=needed, weights_N=targets.weights_N)
+        count = len(states_ND)
+        total = torch.zeros((), dtype=products.exact, device=states_ND.device)
+        nll_N, lse_N = (torch.empty(count, dtype=products.exact, device=states_ND.device) for _ in range(2))
+        rank_N = torch.empty(count, dtype=torch.long, device=states_ND.device) if targets.rank else None
+        for part in products.chunks():
+            logits_CV = products.logits(part)
+            parts = _Parts.of(logits_CV, targets, part)
+            lse_C1 = _softmax(logits_CV)
+            total += (parts.loss(lse_C1, targets)[:, 0] * targets.weights_N[part]).sum()
+            nll_N[part], lse_N[part] = (lse_C1 - parts.picked_C1)[:, 0], lse_C1[:, 0]
+            if rank_N is not None:
+                rank_N[part] = parts.rank_C
+            if any(needed):
+                parts.turn(logits_CV, lse_C1, targets, part)
+                products.add(part, logits_CV)
+        ctx.needed, ctx.dtypes = needed, products.dtypes
+        ctx.save_for_backward(*products.gradients())
+        ctx.mark_non_differentiable(*(x for x in (nll_N, lse_N, rank_N) if x is not None))
+        return total, nll_N, lse_N, rank_N
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, scale: Tensor, _: Tensor) -> Any:
+    def backward(ctx: Any, scale: Tensor, *_: Any) -> Any:
+        _refuse_second()
         kept = iter(ctx.saved_tensors)
-        out = [
-            (next(kept) * scale).to(dtype) if needed and dtype is not None else None
-            for needed, dtype in zip(ctx.needed, ctx.dtypes, strict=True)
-        ]
-        return *out, None
+        scaled = ((next(kept) * scale).to(d) if n else None for n, d in zip(ctx.needed, ctx.dtypes, strict=True))
+        return *scaled, None
 
 
-def _chunk(
-    logits_CV: Tensor, targets: Targets, part: slice, *, wanted: bool
-) -> tuple[Tensor | None, Tensor, Float[Tensor, "C"]]:
-    """Turn a chunk of logits into its gradient, in place; return it with the chunk's weighted sum and its losses."""
-    weights_C1, asked = wide(targets.weights_N[part, None]), targets.of(part)
-    warmth = targets.temperature
-    lse_C1 = logits_CV.logsumexp(-1, keepdim=True) if targets.z_weight and warmth != 1 else None
-    cold_CV = logits_CV.clone() if lse_C1 is not None else None
-    if warmth != 1:
-        logits_CV /= warmth
-    asked_C1 = asked.dot(logits_CV)
+def _refuse_second() -> None:
+    """Refuse create_graph=True: the gradients made here would pass for constants, and second derivatives be wrong silently."""
+    if torch.is_grad_enabled():
+        raise ConfigError("the chunked loss is differentiable once: for gradients of gradients ask for plain=True")
+
+
+class _LogProbs(torch.autograd.Function):
+    """The backward pass makes each chunk's logits again: what each id's gradient will be is not known before."""
+
+    @staticmethod
+    def forward(ctx: Any, states_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, ids_NK: Tensor) -> Any:
+        products = _Products(states_ND, weight_VD, bias_V)
+        found_NK = torch.empty(ids_NK.shape, dtype=products.exact, device=states_ND.device)
+        for part in products.chunks():
+            logits_CV = products.logits(part)
+            picked_CK = logits_CV.gather(-1, ids_NK[part])
+            found_NK[part] = picked_CK - _softmax(logits_CV)
+        ctx.save_for_backward(states_ND, weight_VD, bias_V, ids_NK)
+        ctx.dtype = products.dtype
+        return found_NK
+
+    @staticmethod
+    def backward(ctx: Any, scale_NK: Tensor) -> Any:
+        _refuse_second()
+        states_ND, weight_VD, bias_V, ids_NK = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:3]
+        products = _Products(states_ND, weight_VD, bias_V, needed=needed, dtype=ctx.dtype)
+        for part in products.chunks():
+            gradient_CV = products.logits(part)
+            _softmax(gradient_CV)
+            gradient_CV.mul_(-scale_NK[part].sum(-1, keepdim=True)).scatter_add_(-1, ids_NK[part], scale_NK[part])
+            products.add(part, gradient_CV)
+        made = iter(products.gradients())
+        return *(next(made).to(d) if n else None for n, d in zip(needed, products.dtypes, strict=True)), None
+
+
+class _Products:
+    """Logits of a chunk, and what gradients of logits add up to: those of states, weight and bias.
+
+    All chunks share one piece of memory (new pages cost as much as the arithmetic on them). `needed` says which of the three
+    gradients are made; `weights_N` scale each position's, on the narrow side of the products.
+    """
+
+    def __init__(
+        self,
+        states_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        *,
+        needed: Sequence[bool] = (False, False, False),
+        weights_N: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        device = states_ND.device
+        if dtype is None:
+            dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else states_ND.dtype
+        self.dtype, self.exact = dtype, torch.float64 if dtype == torch.float64 else torch.float32
+        self.dtypes = states_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype
+        self.states_ND, self.weight_VD, self.bias_V = states_ND.to(dtype), weight_VD.to(dtype), bias_V
+        rows = Head(weight_VD=weight_VD).rows(len(states_ND))
+        self.memory_CV = torch.empty(rows, len(weight_VD), dtype=self.exact, device=device)
+        self.weights_N1 = None if weights_N is None else weights_N[:, None].to(self.exact)
+        self.d_states_ND = torch.empty_like(self.states_ND) if needed[0] else None
+        self.d_weight_VD = torch.zeros_like(weight_VD, dtype=self.exact) if needed[1] else None
+        self.d_bias_V = torch.zeros_like(bias_V, dtype=self.exact) if needed[2] and bias_V is not None else None
+        weighted = needed[1] and self.weights_N1 is not None
+        self.weighted_ND = (self.states_ND * self.weights_N1).to(dtype) if weighted else self.states_ND
+
+    def chunks(self) -> Iterator[slice]:
+        return Head(weight_VD=self.weight_VD).chunks(len(self.states_ND))
+
+    def logits(self, part: slice) -> Float[Tensor, "C V"]:
+        """Return a chunk's logits, in the memory of the chunk before."""
+        logits_CV = self.memory_CV[: part.stop - part.start]
+        if self.dtype == self.exact:
+            torch.mm(self.states_ND[part], self.weight_VD.t(), out=logits_CV)
+        else:
+            logits_CV.copy_(torch.mm(self.states_ND[part], self.weight_VD.t()))
+        return logits_CV if self.bias_V is None else logits_CV.add_(self.bias_V)
+
+    def add(self, part: slice, gradient_CV: Float[Tensor, "C V"]) -> None:
+        """Add what the gradient of a chunk's logits gives."""
+        if self.d_bias_V is not None and self.weights_N1 is not None:
+            self.d_bias_V.addmv_(gradient_CV.t(), self.weights_N1[part, 0])
+        elif self.d_bias_V is not None:
+            self.d_bias_V += gradient_CV.sum(0)
+        gradient = gradient_CV.to(self.dtype)
+        if self.d_states_ND is not None:
+            torch.mm(gradient, self.weight_VD, out=self.d_states_ND[part])
+        if self.d_weight_VD is not None and self.dtype == self.exact:
+            self.d_weight_VD.addmm_(gradient.t(), self.weighted_ND[part])
+        elif self.d_weight_VD is not None:
+            self.d_weight_VD += torch.mm(gradient.t(), self.weighted_ND[part])
+
+    def gradients(self) -> list[Tensor]:
+        """Return those that were needed."""
+        if self.d_states_ND is not None and self.weights_N1 is not None:
+            self.d_states_ND *= self.weights_N1
+        return [d for d in (self.d_states_ND, self.d_weight_VD, self.d_bias_V) if d is not None]
+
+
+def _softmax(logits_CV: Float[Tensor, "C V"]) -> Float[Tensor, "C 1"]:
+    """Turn logits into their softmax, in place; return their lse, as a column.
+
+    One fused pass, where subtracting, exponentials and sums by themselves take three; the lse is read off the largest
+    probability, which is 1 / sum(exp(z - largest)).
+    """
     largest_C1 = logits_CV.amax(-1, keepdim=True)
-    logits_CV.sub_(largest_C1).exp_()
-    sum_C1 = logits_CV.sum(-1, keepdim=True)
-    warm_lse_C1 = sum_C1.log() + largest_C1
-    mass = asked.mass()
-    each_C1 = mass * warm_lse_C1 - asked_C1
-    sums = (each_C1 * weights_C1).sum()
-    plain_lse_C1 = warm_lse_C1 if lse_C1 is None else lse_C1
-    if targets.z_weight:
-        sums = sums + (targets.z_weight * plain_lse_C1**2 * weights_C1).sum()
-    if not wanted:
-        return None, sums, each_C1[:, 0]
-    scale_C1 = mass * weights_C1 / warmth
-    if targets.z_weight and cold_CV is None:
-        scale_C1 = scale_C1 + 2 * targets.z_weight * plain_lse_C1 * weights_C1
-    logits_CV.mul_(scale_C1 / sum_C1)
-    asked.subtract_from(logits_CV, weights_C1 / warmth)
-    if cold_CV is not None:
-        logits_CV.addcmul_(cold_CV.softmax(-1), 2 * targets.z_weight * plain_lse_C1 * weights_C1)
-    return logits_CV, sums, each_C1[:, 0]
+    if logits_CV.device.type in ("cpu", "cuda"):  # whose kernels read an entry for the last time before they write it
+        torch.softmax(logits_CV, -1, out=logits_CV)
+    else:
+        logits_CV.copy_(logits_CV.softmax(-1))
+    return largest_C1 - logits_CV.amax(-1, keepdim=True).log()

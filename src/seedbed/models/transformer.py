@@ -5,7 +5,7 @@ Qwen (biases of queries, keys and values, norms of queries and keys) do. Weights
 hugging_face.py). Every parameter has a role, and every site (embedding, block_norms, attention, mlp, linear) can
 be filled by another layer. The model owns its head: whoever needs a loss asks `Outputs.token_loss`.
 Papers: Touvron et al. (2023), "LLaMA"; Su et al. (2021), "RoFormer"; Ainslie et al. (2023), "GQA".
-Letters: B rows, T positions, D width, H heads, K head width, P pairs of channels, V vocabulary, N counted positions.
+Letters: B rows, T positions, D width, H heads, K head width, P pairs of channels, V vocabulary.
 """
 
 import math
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from seedbed.core.draws import stream
 from seedbed.core.errors import ConfigError, nearest
-from seedbed.core.records import Batch, Cost, Role, TokenLoss, TokenTargets
-from seedbed.models.head_loss import Head, Targets, head_loss, plain_loss
+from seedbed.core.records import Batch, Cost, Role
 from seedbed.models.layers import parts as layer_parts
 from seedbed.models.layers.site import SITES, Site
+from seedbed.models.outputs import Outputs
 from seedbed.models.sizes import SIZES
 
 
@@ -128,7 +128,7 @@ class Transformer(nn.Module):
             self.head.weight = self.embedding.weight
         self.roles: dict[str, Role] = _roles(self)
 
-    def forward(self, batch: Batch) -> "Outputs":
+    def forward(self, batch: Batch) -> Outputs:
         """Return the hidden states of a batch, with the head to use on them."""
         hidden_BTD = self.embed(batch)
         positions_BT = None if batch.positions_BTA is None else batch.positions_BTA[..., 0]
@@ -272,37 +272,6 @@ class GatedMLP(nn.Module):
 
     def forward(self, states_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         return self.down(F.silu(self.gate(states_BTD)) * self.up(states_BTD))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outputs:
-    """Hidden states after the final norm, and the head that reads them."""
-
-    hidden_BTD: Float[Tensor, "B T D"]
-    head: Any  # a linear module
-
-    def token_loss(self, targets: TokenTargets, *, plain: bool = False) -> TokenLoss:
-        """Return the weighted sum of negative log-likelihoods in nats, in fp32.
-
-        Positions of weight 0 never meet the head, and the others meet it in chunks (see head_loss.py); `plain` goes through
-        full logits instead, and is as often differentiable as one likes.
-        """
-        counted_BT = targets.weights_BT > 0
-        everything = bool(counted_BT.all())
-        states_ND = self.hidden_BTD.flatten(0, 1) if everything else self.hidden_BTD[counted_BT]
-        asked = Targets(
-            weights_N=targets.weights_BT[counted_BT], ids_N=targets.ids_BT[counted_BT].long(), z_weight=targets.z_weight
-        )
-        loss = plain_loss if plain else head_loss
-        total, nll_N = loss(states_ND, Head(weight_VD=self.head.weight, bias_V=self.head.bias), asked)
-        nll_BT = nll_N.new_zeros(counted_BT.shape)
-        nll_BT[counted_BT] = nll_N
-        return TokenLoss(sum_nats=total, nll_BT=nll_BT)
-
-    def logits(self, rows: slice | Tensor = slice(None), positions: slice | Tensor = slice(None)) -> Float[Tensor, "B T V"]:
-        """Return logits of the asked rows and positions, detached, in fp32 (in fp64 if the weights are)."""
-        logits: Tensor = self.head(self.hidden_BTD[rows][:, positions]).detach()
-        return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def rotary_frequencies(

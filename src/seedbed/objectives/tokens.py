@@ -1,6 +1,7 @@
 """Cross-entropy of the asked tokens; what is asked was decided by the view.
 
-Paper: Chowdhery et al. (2022), "PaLM", for the optional z term.
+Papers: Chowdhery et al. (2022), "PaLM", for the optional z term; Szegedy et al. (2016), "Rethinking the inception architecture
+for computer vision", for label smoothing.
 """
 
 from dataclasses import dataclass
@@ -17,15 +18,20 @@ class Tokens:
 
     layout_free: ClassVar[bool] = True  # a sum over tokens, each by itself
     z_weight: float = 0.0  # weight of log(Z)^2; 0 is exactly the plain loss
+    smoothing: float = 0.0  # share of an asked id's mass that lies on all ids evenly, 0 to 1; 0 is exactly the plain loss
 
     def __post_init__(self) -> None:
         if self.z_weight < 0:
             raise ConfigError(f"z_weight must be 0 or more, got {self.z_weight}")
+        if not 0 <= self.smoothing < 1:
+            raise ConfigError(f"smoothing must lie in 0..1 (1 excluded), got {self.smoothing}")
 
     def count(self, batch: Batch) -> float:
         return float(batch.weights_BT.sum())
 
     def __call__(self, outputs: Outputs, *, batch: Batch) -> Loss:
-        targets = TokenTargets(ids_BT=batch.targets_BT, weights_BT=batch.weights_BT, z_weight=self.z_weight)
+        targets = TokenTargets(
+            ids_BT=batch.targets_BT, weights_BT=batch.weights_BT, smoothing=self.smoothing, z_weight=self.z_weight
+        )
         loss = outputs.token_loss(targets)
         return Loss(sum_nats=loss.sum_nats, parts={"nll": (loss.nll_BT * batch.weights_BT).sum()})
