@@ -5,7 +5,7 @@
         [--peers hf,litgpt,plain] [--all] [--device auto] [--precision auto] [--peak-tflops N] [--profile]
 
 All train the same decoder (untied head) from the same weights on the same rows: AdamW (fused, constant rate, no decay), clipped
-gradients, float32 on a processor and bfloat16 autocast on a GPU. Each contender is a process of its own (benchmarks/peers), with
+gradients, float32 on a processor, bfloat16 autocast on a GPU. Each contender is a process of its own (benchmarks/peers), with
 its own environment, and stays alive; it trains when its turn comes. First each is tried for a few steps, eager and compiled;
 then only the faster of the two goes on (with --all both), and they take turns: `steps` steps each in every round, in an order
 that rotates and turns round. What counts is the median of a round's seconds per step; first steps and compilation count
@@ -14,7 +14,8 @@ nothing. Between rounds the machine's own matrix products are measured, with the
 `losses_equal` says that no two contenders' losses at the same step, of all steps, differ by 1e-3 or more. `fraction_of_ceiling`
 is three times the forward FLOPs of the model's own formula, the head at every position, per second of the median step, over the
 ceiling; `mfu` the same over --peak-tflops. `peak_memory_mib` is a process's largest resident memory with all that it imported
-(on a GPU what torch had allocated). The last line is JSON.
+(on a GPU what torch had allocated). `step_processor_seconds` are a step's seconds on all its threads, waiting in a spin
+included: where other work runs beside, they move less than the clock. The last line is JSON.
 """
 
 import argparse
@@ -46,7 +47,6 @@ PEERS = ("hf", "litgpt", "plain")
 VARIANTS = ("eager", "compiled")
 TOLERANCE = 1e-3  # nats
 OPTIMIZER = {"learning_rate": 3e-4, "betas": [0.9, 0.95], "eps": 1e-8, "clip_norm": 1.0}
-WARM_UP, TRIALS = 2, 2  # steps that count nothing; turns of a trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,10 @@ class Shape:
     seq_len: int
     batch_tokens: int  # of a step on a processor
     cuda_batch_tokens: int
-    steps: int  # of a turn on a processor: about three seconds
+    steps: int  # of a turn on a processor: a few seconds
+    warm_up: int  # steps that count nothing
     trial_steps: int
+    trials: int = 2  # turns
 
     def decoder(self) -> Decoder:
         sizes = {name: getattr(self, name) for name in ("num_layers", "d_model", "num_heads", "d_ff")}
@@ -70,19 +72,19 @@ class Shape:
 SHAPES = {
     "4x128": Shape(
         num_layers=4, d_model=128, num_heads=4, d_ff=344, vocab_size=256, seq_len=512,
-        batch_tokens=4096, cuda_batch_tokens=65_536, steps=10, trial_steps=4,
+        batch_tokens=4096, cuda_batch_tokens=65_536, steps=10, warm_up=2, trial_steps=4,
     ),
     "6x256-small": Shape(
         num_layers=6, d_model=256, num_heads=8, d_ff=688, vocab_size=256, seq_len=256,
-        batch_tokens=4096, cuda_batch_tokens=65_536, steps=3, trial_steps=2,
+        batch_tokens=4096, cuda_batch_tokens=65_536, steps=3, warm_up=2, trial_steps=2,
     ),
     "6x256-large": Shape(
         num_layers=6, d_model=256, num_heads=8, d_ff=688, vocab_size=10_002, seq_len=512,
-        batch_tokens=4096, cuda_batch_tokens=65_536, steps=2, trial_steps=1,
+        batch_tokens=4096, cuda_batch_tokens=65_536, steps=2, warm_up=2, trial_steps=1,
     ),
     "12x768": Shape(
         num_layers=12, d_model=768, num_heads=12, d_ff=2048, vocab_size=50_257, seq_len=512,
-        batch_tokens=1024, cuda_batch_tokens=32_768, steps=1, trial_steps=1,
+        batch_tokens=1024, cuda_batch_tokens=32_768, steps=1, warm_up=1, trial_steps=1, trials=1,
     ),
 }  # fmt: skip
 CUDA_STEPS = 20  # of a turn, for every shape
@@ -95,6 +97,7 @@ class Contender:
         self.name, self.family = f"{family}-{variant}", family
         self._log = folder / f"{self.name}.log"
         self.seconds: list[float] = []  # per step, by round
+        self.processor_seconds: list[float] = []  # the same, of all its threads
         self.losses: list[float] = []  # of every step from the first
         self.peak_memory_mib = 0.0
         self.facts: dict[str, Any] = {}  # parameters and versions, once it is ready
@@ -131,7 +134,9 @@ class Contender:
         return answer
 
     def turn(self, steps: int) -> None:
-        self.seconds.append(self.train(steps)["step_seconds"])
+        answer = self.train(steps)
+        self.seconds.append(answer["step_seconds"])
+        self.processor_seconds.append(answer["step_processor_seconds"])
 
     def stop(self) -> None:
         assert self._process.stdin is not None
@@ -242,9 +247,9 @@ def try_out(family: str, *, shape: Shape, both: bool, **start: Any) -> tuple[lis
     pair = [Contender(family, variant, **start) for variant in VARIANTS]
     for contender in pair:
         contender.facts = contender.hear()
-        contender.train(WARM_UP)
+        contender.train(shape.warm_up)
     tried: dict[str, list[float]] = {c.name: [] for c in pair}
-    for trial in range(TRIALS):
+    for trial in range(shape.trials):
         for contender in pair[:: 1 if trial % 2 == 0 else -1]:
             tried[contender.name].append(contender.train(shape.trial_steps)["step_seconds"])
     best = min(pair, key=lambda c: statistics.median(tried[c.name]))
@@ -262,7 +267,7 @@ def measure(name: str, asked: argparse.Namespace, *, device: str, bfloat16: bool
     shape = SHAPES[name]
     rows = (shape.cuda_batch_tokens if device == "cuda" else shape.batch_tokens) // shape.seq_len
     steps = asked.steps or (CUDA_STEPS if device == "cuda" else shape.steps)
-    before = WARM_UP + TRIALS * shape.trial_steps
+    before = shape.warm_up + shape.trials * shape.trial_steps
     total = before + (asked.rounds + (1 if asked.profile else 0)) * steps
     print(f"{name}: {total} steps of {rows} x {shape.seq_len} tokens", flush=True)
     ceiling = Ceiling(device=device, bfloat16=bfloat16)
@@ -314,12 +319,14 @@ def findings(
     everyone = [*contenders, *stopped]
     difference, own = spread_of_losses(everyone), largest_differences(everyone)
     deviating = [name for name, value in own.items() if value >= TOLERANCE]
-    print(f"  {'':18}{'tokens/s':>10}{'s/step':>9}{'min':>9}{'max':>9}{'memory MiB':>12}{'of ceiling':>12}{'loss off by':>13}")
+    heads = ("tokens/s", "s/step", "min", "max", "cpu s", "memory MiB", "of ceiling", "loss off by")
+    print("  " + " " * 18 + "".join(f"{head:>12}" for head in heads))
     for c in sorted(contenders, key=lambda c: medians[c.name]):
         seconds = medians[c.name]
+        times = (seconds, min(c.seconds), max(c.seconds), statistics.median(c.processor_seconds))
         print(
-            f"  {c.name:18}{tokens / seconds:10,.0f}{seconds:9.3f}{min(c.seconds):9.3f}{max(c.seconds):9.3f}"
-            f"{c.peak_memory_mib:12,.0f}{flops / seconds / ceiling:12.3f}{own[c.name]:13.1e}"
+            f"  {c.name:18}{tokens / seconds:12,.0f}{''.join(f'{value:12.3f}' for value in times)}"
+            f"{c.peak_memory_mib:12,.0f}{flops / seconds / ceiling:12.3f}{own[c.name]:12.1e}"
         )
     print(f"  ceiling {ceiling / 1e9:,.1f} GFLOP/s; loss {ours.losses[0]:.4f} to {ours.losses[-1]:.4f}", flush=True)
     found = {
@@ -342,6 +349,7 @@ def findings(
                 "tokens_per_s": tokens / medians[c.name],
                 "peak_memory_mib": c.peak_memory_mib,
                 "step_seconds": {"median": medians[c.name], "min": min(c.seconds), "max": max(c.seconds)},
+                "step_processor_seconds": statistics.median(c.processor_seconds),
             }
             for c in contenders
         },

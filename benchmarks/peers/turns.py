@@ -40,7 +40,7 @@ class Turns:
         self._answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         self._losses: list[Any] = []
-        self._asked, self._begun = 0, 0.0
+        self._asked, self._begun, self._processor_begun = 0, 0.0, 0.0
         self._profiler: Any = None
 
     def ready(self, *, parameters: int) -> None:
@@ -61,11 +61,12 @@ class Turns:
         if len(self._losses) < self._asked:
             return
         self._settle()
-        seconds = time.perf_counter() - self._begun
+        seconds, processor_seconds = time.perf_counter() - self._begun, time.process_time() - self._processor_begun
         table = self._top(seconds) if self._profiler is not None else ""
         self._say(
             {
                 "step_seconds": seconds / self._asked,
+                "step_processor_seconds": processor_seconds / self._asked,
                 "losses": [float(loss) for loss in self._losses],
                 "peak_memory_mib": self._peak_bytes() / 2**20,
                 "profile": table,
@@ -84,7 +85,7 @@ class Turns:
             self._profiler = torch.profiler.profile()
             self._profiler.__enter__()
         self._settle()
-        self._begun = time.perf_counter()
+        self._begun, self._processor_begun = time.perf_counter(), time.process_time()
 
     def _settle(self) -> None:
         if self._cuda:
