@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test fault lint types docs methods mutants clean
+.PHONY: setup demo test fault lint types docs methods mutants peers clean
 
 setup: $(READY)
 
@@ -43,6 +43,14 @@ methods: setup
 
 mutants: setup
 	$(BIN)/python tests/mutants.py
+
+# The others that benchmarks/train.py measures, each in an environment of its own with the same torch.
+peers: .venv-peers/hf/.ready .venv-peers/litgpt/.ready
+
+.venv-peers/%/.ready: benchmarks/peers/%.txt $(CONSTRAINTS)
+	$(PYTHON) -m venv .venv-peers/$*
+	.venv-peers/$*/bin/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --requirement $<
+	@touch $@
 
 clean:
 	rm -rf .venv build dist site src/*.egg-info
