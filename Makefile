@@ -20,8 +20,10 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 demo: setup
 	$(BIN)/seedbed compare nca-demo --jobs 2 --threads 1 $(if $(OUT),--out $(OUT))
 
+# Side by side on all processors, each test with one thread: `make test JOBS=0` runs them one after the other.
+JOBS ?= auto
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 # Kills a run fifty times and a study five times: up to twenty minutes.
 fault: setup

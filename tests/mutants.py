@@ -1,4 +1,4 @@
-"""Twenty-seven one-line breakages, each of which a named test must catch: `make mutants`.
+"""Twenty-eight one-line breakages, each of which a named test must catch: `make mutants`.
 
 Every mutant is made in a copy of the package; its test is run against the copy and must fail (and must pass without it, which
 `make test` shows).
@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,8 +114,8 @@ MUTANTS = [
     Mutant(
         "mean of micro-batch means",
         "engine/train.py",
-        "total = total + weight * part.sum_nats / count",
-        "total = total + weight * part.sum_nats / objective.count(piece)",
+        "mean = mean + weight * part.sum_nats / count",
+        "mean = mean + weight * part.sum_nats / objective.count(piece)",
         "engine/test_engine.py::test_the_size_of_a_micro_batch_changes_nothing_but_rounding",
     ),
     Mutant(
@@ -209,6 +210,13 @@ MUTANTS = [
         "experiments/test_mixture_runs.py::test_data_workers_do_not_run_past_a_decision",
     ),
     Mutant(
+        "the next step's rows are made before a decision",
+        "engine/feed.py",
+        "following < until and self._stream.due(following + count) is None:",
+        "following < until:",
+        "engine/test_feed.py::test_the_next_step_is_made_ahead_but_not_behind_a_decision",
+    ),
+    Mutant(
         "an exported tokenizer leaves the boundary out",
         "experiments/exported_tokenizer.py",
         '"post_processor": _boundary_in_front(boundary, tokenizer.boundary_id)}',
@@ -219,32 +227,38 @@ MUTANTS = [
 
 
 def main() -> int:
+    jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     survivors = []
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "seedbed"
-        for mutant in MUTANTS:
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(ROOT / "src/seedbed", copy, ignore=shutil.ignore_patterns("__pycache__"))
-            file = copy / mutant.file
-            text = file.read_text()
-            assert text.count(mutant.old) == 1, f"{mutant.what}: {mutant.file} holds {mutant.old!r} not once"
-            file.write_text(text.replace(mutant.old, mutant.new))
-            done = subprocess.run(
-                [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", f"tests/{mutant.test}"],
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": folder},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            caught = done.returncode == 1 and "failed" in done.stdout
-            print(f"{'caught' if caught else 'SURVIVED':9} {mutant.what}: {mutant.test.split('::')[1]}", flush=True)
-            if not caught:
-                survivors.append((mutant.what, done.stdout[-2000:] + done.stderr[-500:]))
+    with ThreadPoolExecutor(jobs) as pool:
+        for mutant, output in zip(MUTANTS, pool.map(_tried, MUTANTS), strict=True):
+            print(f"{'SURVIVED' if output else 'caught':9} {mutant.what}: {mutant.test.split('::')[1]}", flush=True)
+            if output:
+                survivors.append((mutant.what, output))
     for what, output in survivors:
         print(f"\n{what}:\n{output}")
     print(f"{len(MUTANTS) - len(survivors)} of {len(MUTANTS)} caught")
     return 1 if survivors else 0
+
+
+def _tried(mutant: Mutant) -> str:
+    """Run a mutant's test against a copy of the package; return what it said if it noticed nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "seedbed"
+        shutil.copytree(ROOT / "src/seedbed", copy, ignore=shutil.ignore_patterns("__pycache__"))
+        file = copy / mutant.file
+        text = file.read_text()
+        assert text.count(mutant.old) == 1, f"{mutant.what}: {mutant.file} holds {mutant.old!r} not once"
+        file.write_text(text.replace(mutant.old, mutant.new))
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", f"tests/{mutant.test}"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": folder},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    caught = done.returncode == 1 and "failed" in done.stdout
+    return "" if caught else done.stdout[-2000:] + done.stderr[-500:] or "nothing"
 
 
 if __name__ == "__main__":

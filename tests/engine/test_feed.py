@@ -63,3 +63,46 @@ def test_workers_that_a_signal_ended_do_not_hinder_the_last_step(stopping):
         else:
             with pytest.raises(StoppedRunError, match="a data worker was killed"):
                 feed.take(396, until=400)
+
+
+def test_the_next_step_is_made_ahead_but_not_behind_a_decision():
+    class Decided(Stream):
+        def due(self, position):
+            return 8 if position > 8 else None
+
+    made = []
+
+    class Noted(NextToken):
+        def __call__(self, row, *, key, progress=None):
+            made.append(key.position)
+            return super().__call__(row, key=key, progress=progress)
+
+    stream = Decided(**{**vars(_stream()), "views": [Noted()]})
+    with Feed(stream, seed=0) as feed:
+        first = feed.take(0, until=100)
+        feed.rest()
+        assert made == list(range(8)), "while the first step is computed the second is made"
+        second = feed.take(4, until=100)
+        feed.rest()
+        assert made == list(range(8)), "position 8 is decided later"
+        feed.take(8, until=12)
+        feed.rest()
+        assert made == list(range(12)), "and behind the end there is nothing to make"
+    whole = _stream().rows(0, count=8, seed=0)
+    assert first.batch.tokens_BT.tolist() + second.batch.tokens_BT.tolist() == _tokens(whole)
+    assert second.draws == _stream().draws(4, count=4, seed=0)
+
+
+def test_what_goes_wrong_ahead_is_raised_where_its_step_would_begin():
+    class Ends(NextToken):
+        def __call__(self, row, *, key, progress=None):
+            if key.position >= 4:
+                raise DataError("no such row")
+            return super().__call__(row, key=key, progress=progress)
+
+    stream = Stream(**{**vars(_stream()), "views": [Ends()]})
+    with Feed(stream, seed=0) as feed:
+        feed.take(0, until=100)
+        feed.rest()
+        with pytest.raises(DataError, match="no such row"):
+            feed.take(4, until=100)

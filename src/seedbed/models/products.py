@@ -1,0 +1,78 @@
+"""Matrix products in float32 on a processor, by the library that is fast on it.
+
+torch multiplies float32 matrices with MKL, which keeps its fast kernels for Intel's processors. oneDNN, which torch brings along,
+has them for all: on an AMD EPYC it is twice as fast (benchmarks/products.py). The maker of the processor decides, never a timing,
+so that a run that goes on makes the same choice; env.json records it.
+Letters: M, K, N rows and columns; B rows, T positions.
+"""
+
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+ONEDNN, BLAS = "onednn", "blas"
+
+
+@cache
+def library() -> str:
+    """Return what multiplies float32 matrices on this processor: "onednn" on AMD's, where torch has it, else torch's "blas"."""
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return ONEDNN if there and _maker() == "AuthenticAMD" else BLAS
+
+
+def _maker() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("vendor_id"))
+    except (OSError, StopIteration):
+        return "AuthenticAMD" if "AuthenticAMD" in platform.processor() else "unknown"  # Windows says it there
+
+
+def product(a_MK: Float[Tensor, "M K"], b_KN: Float[Tensor, "K N"]) -> Float[Tensor, "M N"]:
+    """Return a @ b; gradients do not pass (see `Linear`)."""
+    if suits(a_MK) and suits(b_KN):
+        made: Tensor = torch.ops.mkldnn._linear_pointwise(a_MK, b_KN.t(), None, "none", [], "")
+        return made
+    return torch.mm(a_MK, b_KN)
+
+
+def suits(values: Tensor) -> bool:
+    """Whether oneDNN is to multiply it."""
+    return values.device.type == "cpu" and values.dtype == torch.float32 and values.numel() > 0 and library() == ONEDNN
+
+
+class Linear(nn.Linear):
+    """torch's linear layer, by `product` where that is faster; as often differentiable as one likes."""
+
+    def forward(self, states: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
+        return linear(states, self.weight, self.bias)
+
+
+def linear(states: Float[Tensor, "*rows in"], weight: Tensor, bias: Tensor | None = None) -> Float[Tensor, "*rows out"]:
+    """Return states @ weight.T + bias."""
+    if not (suits(states) and suits(weight)) or torch.is_autocast_enabled("cpu"):
+        return F.linear(states, weight, bias)
+    made: Tensor = _Product.apply(states.flatten(0, -2), weight.t())
+    made = made.view(*states.shape[:-1], len(weight))
+    return made if bias is None else made + bias
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a_MK: Tensor, b_KN: Tensor) -> Tensor:
+        ctx.save_for_backward(a_MK, b_KN)
+        return product(a_MK, b_KN)
+
+    @staticmethod
+    def backward(ctx: Any, d_MN: Tensor) -> Any:
+        a_MK, b_KN = ctx.saved_tensors
+        again = _Product.apply if torch.is_grad_enabled() else product
+        d_a = again(d_MN, b_KN.t()) if ctx.needs_input_grad[0] else None
+        d_b = again(a_MK.t(), d_MN) if ctx.needs_input_grad[1] else None
+        return d_a, d_b
