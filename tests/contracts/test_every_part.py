@@ -272,6 +272,7 @@ def test_on_a_gpu_going_on_is_exact_if_deterministic_and_close_if_not(determinis
 
 OFF = [
     ("z-loss of weight 0", {"stages.text.objective": [{"kind": "tokens", "z_weight": 0.0}]}),
+    ("smoothing of 0", {"stages.text.objective": [{"kind": "tokens", "smoothing": 0.0}]}),
     ("a layer that is the default", {"model.layers": {"linear": "default", "attention": "default"}}),
     ("a term of weight 0", {"stages.text.objective": ["tokens", {"kind": "tokens", "weight": 0, "z_weight": 0.5}]}),
     ("nothing frozen", {"stages.text.frozen": []}),

@@ -170,10 +170,11 @@ class Teacher:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenTargets:
-    """What is asked of the token head: (1 - share) hard + share soft + z, where the weight is above 0; nothing else is computed.
+    """What is asked of the token head: (1 - share) hard + share soft + z, where the weight is above 0.
 
     hard is -log p(id), with `smoothing` of the id's mass on all ids evenly; soft is -sum(q log p) over the distribution q of
-    `soft`; z is z_weight log(Z)^2. A number as share holds everywhere, and at 0 the soft targets are not read at all.
+    `soft`; z is z_weight log(Z)^2. Positions of weight 0 never meet the head. A number as share holds everywhere, and at 0
+    the soft targets are not read at all.
     """
 
     ids_BT: Array

@@ -162,29 +162,35 @@ def _inputs(states_ND: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor | Non
     return states_ND.detach(), head.weight_VD.detach(), None if head.bias_V is None else head.bias_V.detach()
 
 
+class _Softly(NamedTuple):
+    """A chunk's soft targets, their share of the loss, their mass, and their product with the logits."""
+
+    targets: Few | Whole
+    share_C1: Tensor
+    mass_C1: Tensor
+    dot_C1: Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Parts:
     """What the loss of a chunk takes from its logits, beside their lse."""
 
     picked_C1: Tensor
     mean_C1: Tensor | None  # of all logits, for smoothing
-    soft: Few | Whole | None
-    share_C1: Tensor | None
-    mass_C1: Tensor | None  # of the soft targets
-    dot_C1: Tensor | None  # of soft targets and logits
+    soft: _Softly | None
     rank_C: Tensor | None
 
     @classmethod
     def of(cls, logits_CV: Tensor, targets: Targets, part: slice) -> "_Parts":
         picked_C1 = logits_CV.gather(-1, targets.ids_N[part, None])
-        soft = None if targets.soft is None else targets.soft(part)
+        soft = None
+        if targets.soft is not None:
+            made = targets.soft(part)
+            soft = _Softly(made, targets.share(part), made.mass(), made.dot(logits_CV))
         return cls(
             picked_C1=picked_C1,
             mean_C1=logits_CV.mean(-1, keepdim=True) if targets.smoothing else None,
             soft=soft,
-            share_C1=None if soft is None else targets.share(part),
-            mass_C1=None if soft is None else soft.mass(),
-            dot_C1=None if soft is None else soft.dot(logits_CV),
             rank_C=(logits_CV > picked_C1).sum(-1) if targets.rank else None,
         )
 
@@ -194,21 +200,23 @@ class _Parts:
         if self.mean_C1 is not None:
             loss_C1 = loss_C1 + targets.smoothing * (self.picked_C1 - self.mean_C1)
         if self.soft is not None:
-            loss_C1 = (1 - self.share_C1) * loss_C1 + self.share_C1 * (self.mass_C1 * lse_C1 - self.dot_C1)
+            _, share_C1, mass_C1, dot_C1 = self.soft
+            loss_C1 = (1 - share_C1) * loss_C1 + share_C1 * (mass_C1 * lse_C1 - dot_C1)
         return loss_C1 + targets.z_weight * lse_C1**2 if targets.z_weight else loss_C1
 
     def turn(self, softmax_CV: Tensor, lse_C1: Tensor, targets: Targets, part: slice) -> None:
         """Turn the softmax into the gradient of each position's loss by its logits, in place."""
-        hard = torch.ones_like(lse_C1) if self.share_C1 is None else 1 - self.share_C1
-        if self.soft is not None or targets.z_weight:
-            factor_C1 = hard if self.soft is None else hard + self.share_C1 * self.mass_C1
-            softmax_CV.mul_(factor_C1 + 2 * targets.z_weight * lse_C1)
-        softmax_CV.scatter_add_(-1, targets.ids_N[part, None], -(1 - targets.smoothing) * hard)
-        if targets.smoothing:
-            softmax_CV.sub_(hard * (targets.smoothing / softmax_CV.shape[-1]))
+        hard_C1 = mass_C1 = torch.ones_like(lse_C1)
         if self.soft is not None:
-            assert self.share_C1 is not None
-            self.soft.subtract_from(softmax_CV, share_C1=self.share_C1)
+            hard_C1 = 1 - self.soft.share_C1
+            mass_C1 = hard_C1 + self.soft.share_C1 * self.soft.mass_C1
+        if self.soft is not None or targets.z_weight:  # else the factor is 1
+            softmax_CV.mul_(mass_C1 + 2 * targets.z_weight * lse_C1)
+        softmax_CV.scatter_add_(-1, targets.ids_N[part, None], -(1 - targets.smoothing) * hard_C1)
+        if targets.smoothing:
+            softmax_CV.sub_(hard_C1 * (targets.smoothing / softmax_CV.shape[-1]))
+        if self.soft is not None:
+            self.soft.targets.subtract_from(softmax_CV, share_C1=self.soft.share_C1)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -228,7 +236,7 @@ class _HeadLoss(torch.autograd.Function):
             lse_C1 = _softmax(logits_CV)
             total += (parts.loss(lse_C1, targets)[:, 0] * targets.weights_N[part]).sum()
             nll_N[part], lse_N[part] = (lse_C1 - parts.picked_C1)[:, 0], lse_C1[:, 0]
-            if rank_N is not None:
+            if rank_N is not None and parts.rank_C is not None:
                 rank_N[part] = parts.rank_C
             if any(needed):
                 parts.turn(logits_CV, lse_C1, targets, part)
@@ -311,8 +319,9 @@ class _Products:
         self.d_states_ND = torch.empty_like(self.states_ND) if needed[0] else None
         self.d_weight_VD = torch.zeros_like(weight_VD, dtype=self.exact) if needed[1] else None
         self.d_bias_V = torch.zeros_like(bias_V, dtype=self.exact) if needed[2] and bias_V is not None else None
-        weighted = needed[1] and self.weights_N1 is not None
-        self.weighted_ND = (self.states_ND * self.weights_N1).to(dtype) if weighted else self.states_ND
+        self.weighted_ND = self.states_ND
+        if needed[1] and self.weights_N1 is not None:
+            self.weighted_ND = (self.states_ND * self.weights_N1).to(dtype)
 
     def chunks(self) -> Iterator[slice]:
         return Head(weight_VD=self.weight_VD).chunks(len(self.states_ND))
