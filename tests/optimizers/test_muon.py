@@ -211,3 +211,14 @@ if __name__ == "__main__":
         _compare_sharded_with_whole(width)
     print("as on whole ones", flush=True)
     torch.distributed.destroy_process_group()
+
+
+def test_a_step_s_cost_is_that_of_the_iterations_products_and_the_ledger_gets_it():
+    wide, tall = nn.Parameter(torch.zeros(4, 10)), nn.Parameter(torch.zeros(10, 4))
+    groups = [
+        (Role("mlp", 0, "up"), wide),
+        (Role("attention", 0, "out"), tall),
+        (Role("embedding"), nn.Parameter(torch.zeros(9, 4))),
+    ]
+    iteration = 2 * 4 * 10 * 4 + 2 * 4 * 4 * 4 + 2 * 4 * 4 * 10  # X X', its square, times X
+    assert Muon(ns_steps=3).cost(groups).flops_run == 2 * 3 * iteration

@@ -174,7 +174,10 @@ class Schedule(Protocol):
 
 @runtime_checkable
 class OptimizerKind(Protocol):
-    """Settings of an optimizer; `groups` are (role, parameter) pairs of everything that is trained."""
+    """Settings of an optimizer; `groups` are (role, parameter) pairs of everything that is trained.
+
+    One whose step is more than a pass over the weights has `cost(groups) -> Cost`, of a step: the ledger charges it.
+    """
 
     learning_rate: float
 

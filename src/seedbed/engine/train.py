@@ -9,7 +9,7 @@ steps. Counting is done in the processor's memory, so a GPU is waited for once a
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ class Stage:
     checkpoint_every: int
     keep_every: int | None = None  # checkpoints at these steps of the run, beside
     evaluate_at: frozenset[int] = frozenset()  # further steps
+    step_cost: Cost = field(default_factory=Cost)  # of the optimizer, where it is more than a pass over the weights
     clock: int = 0  # steps by which the schedule stands further on: those of the stages that it continues
 
 
@@ -150,7 +151,7 @@ def train(
         seconds = time.perf_counter() - started
         ledger.charge(stage.name, "generate", Cost(flops_run=made_run, flops_ideal=made_ideal, seconds=made_seconds))
         trained = Cost(positions=tokens, flops_run=3 * run, flops_ideal=3 * ideal, seconds=seconds - data_seconds)
-        ledger.charge(stage.name, "train", trained)
+        ledger.charge(stage.name, "train", trained + stage.step_cost)
         for draw in draws:
             ledger.show(stage.name, draw.source, tokens // stream.batch_size)
         line = {

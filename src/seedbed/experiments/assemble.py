@@ -12,7 +12,7 @@ from seedbed import mixture, models, objectives, optimizers, packing, schedules,
 from seedbed.core.errors import ConfigError, nearest
 from seedbed.core.patterns import first_match, matches
 from seedbed.core.protocols import Corpus, Prepared, Source, Tokenizer, TokenStore
-from seedbed.core.records import Role
+from seedbed.core.records import Cost, Role
 from seedbed.core.registry import Registry
 from seedbed.core.stream import Stream
 from seedbed.engine.train import Stage
@@ -189,6 +189,23 @@ def initialize(
     model.initialize(seed=seed, stream=outer, body_stream=spec.body_stream or body, embedding_std=std)
 
 
+def trained_of(spec: StageSpec, model: Any) -> list[tuple[Role, Any]]:
+    """Return the role and the parameter of all that a stage trains: what no `frozen` pattern matches."""
+    frozen = tuple(spec.frozen)
+    layers = 1 + max((r.layer for r in model.roles.values() if r.layer is not None), default=-1)
+    return [
+        (model.roles[name], parameter)
+        for name, parameter in model.named_parameters()
+        if first_match(frozen, model.roles[name], num_layers=layers) is None
+    ]
+
+
+def step_cost_of(spec: StageSpec, model: Any) -> Cost:
+    """Return the cost of an optimizer's step, where it is more than a pass over the weights."""
+    optimizer = optimizers.parts.build(spec.optimizer, path=f"stages.{spec.name}.optimizer")
+    return optimizer.cost(trained_of(spec, model)) if hasattr(optimizer, "cost") else Cost()
+
+
 def steps_of(plan: RunPlan, spec: StageSpec, model: Any) -> int:
     """Return a stage's number of steps; the budget is rounded to whole steps, at least one."""
     stream, budget = plan.streams[spec.stream], spec.budget
@@ -198,8 +215,10 @@ def steps_of(plan: RunPlan, spec: StageSpec, model: Any) -> int:
     if budget.tokens is not None:
         return max(1, round(budget.tokens / tokens))
     forward = model.cost(rows=stream.batch_size, seq_len=stream.seq_len)
-    wanted, each = (budget.flops_run, forward.flops_run) if budget.flops_run else (budget.flops_ideal, forward.flops_ideal)
-    return max(1, round((wanted or 0) / (3 * each)))
+    each = forward.times(3) + step_cost_of(spec, model)
+    if budget.flops_run is not None:
+        return max(1, round(budget.flops_run / each.flops_run))
+    return max(1, round((budget.flops_ideal or 0) / each.flops_ideal))
 
 
 def build_stage(
@@ -210,15 +229,12 @@ def build_stage(
     `micro_batch_size` wins over the plan's; `clock` are the steps that its schedule has behind it.
     """
     path = f"stages.{spec.name}"
-    frozen = tuple(spec.frozen)
-    layers = 1 + max((r.layer for r in model.roles.values() if r.layer is not None), default=-1)
-    trained = []
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(first_match(frozen, model.roles[name], num_layers=layers) is None)
-        if parameter.requires_grad:
-            trained.append((model.roles[name], parameter))
+    trained = trained_of(spec, model)
     if not trained:
-        raise ConfigError(f"{path}.frozen: {list(frozen)} leaves nothing to train")
+        raise ConfigError(f"{path}.frozen: {spec.frozen} leaves nothing to train")
+    model.requires_grad_(False)
+    for _, parameter in trained:
+        parameter.requires_grad_()
     optimizer = optimizers.parts.build(spec.optimizer, path=f"{path}.optimizer")
     steps = steps_of(plan, spec, model)
     return Stage(
@@ -230,6 +246,7 @@ def build_stage(
         learning_rate=optimizer.learning_rate,
         schedule=schedules.parts.build(spec.schedule, path=f"{path}.schedule"),
         steps=steps,
+        step_cost=step_cost_of(spec, model),
         micro_batch_size=micro_batch_size or spec.micro_batch_size or built.stream.batch_size,
         clip_norm=spec.clip_norm,
         evaluate_every=max(1, steps // spec.evaluations),

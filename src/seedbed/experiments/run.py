@@ -448,7 +448,7 @@ def _exactness(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts under which a resume is exact to the bit."""
     return {
         k: facts[k] if k != "packages" else {p: facts[k][p] for p in ("torch", "numpy", "numba")}
-        for k in ("packages", "cpu_capability", "precision", "device")
+        for k in ("packages", "cpu_capability", "products", "precision", "device", "compiled")
     }
 
 

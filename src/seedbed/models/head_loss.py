@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seedbed.core.errors import ConfigError
+from seedbed.models.products import product, suits
 
 CHUNK = 2**22  # logits of a chunk, 16 MiB in fp32: allocators hand such memory out again, and 64 MiB as new pages (measured)
 
@@ -314,7 +315,8 @@ class _Products:
         self.dtypes = states_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype
         self.states_ND, self.weight_VD, self.bias_V = states_ND.to(dtype), weight_VD.to(dtype), bias_V
         rows = Head(weight_VD=weight_VD).rows(len(states_ND))
-        self.memory_CV = torch.empty(rows, len(weight_VD), dtype=self.exact, device=device)
+        self.own_memory = suits(self.weight_VD)
+        self.memory_CV = torch.empty(0 if self.own_memory else rows, len(weight_VD), dtype=self.exact, device=device)
         self.weights_N1 = None if weights_N is None else weights_N[:, None].to(self.exact)
         self.d_states_ND = torch.empty_like(self.states_ND) if needed[0] else None
         self.d_weight_VD = torch.zeros_like(weight_VD, dtype=self.exact) if needed[1] else None
@@ -327,7 +329,10 @@ class _Products:
         return Head(weight_VD=self.weight_VD).chunks(len(self.states_ND))
 
     def logits(self, part: slice) -> Float[Tensor, "C V"]:
-        """Return a chunk's logits, in the memory of the chunk before."""
+        """Return a chunk's logits, in the memory of the chunk before (of which oneDNN finds its own)."""
+        if self.own_memory:
+            logits_CV = product(self.states_ND[part], self.weight_VD.t())
+            return logits_CV if self.bias_V is None else logits_CV.add_(self.bias_V)
         logits_CV = self.memory_CV[: part.stop - part.start]
         if self.dtype == self.exact:
             torch.mm(self.states_ND[part], self.weight_VD.t(), out=logits_CV)
@@ -342,9 +347,13 @@ class _Products:
         elif self.d_bias_V is not None:
             self.d_bias_V += gradient_CV.sum(0)
         gradient = gradient_CV.to(self.dtype)
-        if self.d_states_ND is not None:
+        if self.d_states_ND is not None and self.own_memory:
+            self.d_states_ND[part] = product(gradient, self.weight_VD)
+        elif self.d_states_ND is not None:
             torch.mm(gradient, self.weight_VD, out=self.d_states_ND[part])
-        if self.d_weight_VD is not None and self.dtype == self.exact:
+        if self.d_weight_VD is not None and self.own_memory:
+            self.d_weight_VD += product(gradient.t(), self.weighted_ND[part])
+        elif self.d_weight_VD is not None and self.dtype == self.exact:
             self.d_weight_VD.addmm_(gradient.t(), self.weighted_ND[part])
         elif self.d_weight_VD is not None:
             self.d_weight_VD += torch.mm(gradient.t(), self.weighted_ND[part])

@@ -1,8 +1,8 @@
 """Matrix products in float32 on a processor, by the library that is fast on it.
 
-torch multiplies float32 matrices with MKL, which keeps its fast kernels for Intel's processors. oneDNN, which torch brings along,
-has them for all: on an AMD EPYC it is twice as fast (benchmarks/products.py). The maker of the processor decides, never a timing,
-so that a run that goes on makes the same choice; env.json records it.
+torch multiplies float32 matrices with MKL, which keeps its fast kernels for Intel's processors. oneDNN, which torch brings
+along, has them for all: on an AMD EPYC it is twice as fast (benchmarks/products.py). The maker of the processor decides, never
+a timing, so that a run that goes on makes the same choice; env.json records it.
 Letters: M, K, N rows and columns; B rows, T positions.
 """
 
@@ -58,21 +58,27 @@ def linear(states: Float[Tensor, "*rows in"], weight: Tensor, bias: Tensor | Non
     """Return states @ weight.T + bias."""
     if not (suits(states) and suits(weight)) or torch.is_autocast_enabled("cpu"):
         return F.linear(states, weight, bias)
-    made: Tensor = _Product.apply(states.flatten(0, -2), weight.t())
+    made: Tensor = _Linear.apply(states.flatten(0, -2), weight)
     made = made.view(*states.shape[:-1], len(weight))
     return made if bias is None else made + bias
 
 
-class _Product(torch.autograd.Function):
+class _Linear(torch.autograd.Function):
+    """a @ b.T; whatever its gradients are made of is one as well."""
+
     @staticmethod
-    def forward(ctx: Any, a_MK: Tensor, b_KN: Tensor) -> Tensor:
-        ctx.save_for_backward(a_MK, b_KN)
-        return product(a_MK, b_KN)
+    def forward(ctx: Any, a_MK: Tensor, b_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(a_MK, b_NK)
+        return product(a_MK, b_NK.t())
 
     @staticmethod
     def backward(ctx: Any, d_MN: Tensor) -> Any:
-        a_MK, b_KN = ctx.saved_tensors
-        again = _Product.apply if torch.is_grad_enabled() else product
-        d_a = again(d_MN, b_KN.t()) if ctx.needs_input_grad[0] else None
-        d_b = again(a_MK.t(), d_MN) if ctx.needs_input_grad[1] else None
+        a_MK, b_NK = ctx.saved_tensors
+        d_a = _product(d_MN, b_NK) if ctx.needs_input_grad[0] else None
+        d_b = _product(d_MN.t(), a_MK) if ctx.needs_input_grad[1] else None
         return d_a, d_b
+
+
+def _product(a_MK: Tensor, b_KN: Tensor) -> Tensor:
+    made: Tensor = _Linear.apply(a_MK, b_KN.t()) if torch.is_grad_enabled() else product(a_MK, b_KN)
+    return made

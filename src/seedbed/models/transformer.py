@@ -24,6 +24,7 @@ from seedbed.core.records import Batch, Cost, Role
 from seedbed.models.layers import parts as layer_parts
 from seedbed.models.layers.site import SITES, Site
 from seedbed.models.outputs import Outputs
+from seedbed.models.products import Linear
 from seedbed.models.sizes import SIZES
 
 
@@ -355,7 +356,7 @@ class _Builder:
         sizes = {"in_features": in_features, "out_features": out_features, "bias": bias}
 
         def default() -> nn.Module:
-            return nn.Linear(in_features, out_features, bias=bias)
+            return Linear(in_features, out_features, bias=bias)
 
         return default_with_role(role, default) if role.part == "head" else self._fill("linear", role, default, sizes=sizes)
 

@@ -11,8 +11,8 @@ ranks it refused (torch 2.13). So of a sharded matrix what is to be made orthogo
 every rank makes the same direction and takes its share. That is one collective a matrix, but the iteration is not shared out:
 N ranks make it N times.
 
-The iteration costs at most `ns_steps` * d_model / (tokens a step) of the training FLOPs of the matrices (Jordan et al.), which
-no ledger counts: 2 % at d_model 1024 and 262144 tokens a step, but 31 % at 256 and 4096. Seconds count it.
+The iteration costs at most `ns_steps` * d_model / (tokens a step) of the training FLOPs of the matrices (Jordan et al.): 2 % at
+d_model 1024 and 262144 tokens a step, but 31 % at 256 and 4096. The ledger charges it.
 
 Papers: Jordan et al. (2024), "Muon: an optimizer for hidden layers in neural networks"; Liu et al. (2025), "Muon is scalable
 for LLM training", for the scale. Departure: no weight decay unless asked for, as with our AdamW (Liu et al.: 0.1).
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from seedbed.core.errors import ConfigError
-from seedbed.core.records import Role
+from seedbed.core.records import Cost, Role
 from seedbed.optimizers.adamw import AdamW
 
 MATRICES = ("attention", "mlp")  # the parts whose two-dimensional tensors are Muon's
@@ -55,8 +55,15 @@ class Muon:
     def _adamw(self) -> AdamW:
         return AdamW(learning_rate=self.learning_rate, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
 
+    def cost(self, groups: Sequence[tuple[Role, nn.Parameter]]) -> Cost:
+        """Return what a step costs: of a matrix n x m, n the smaller, each iteration makes two products n m n and one n n n."""
+        flops = 0.0
+        for small, large in (sorted(p.shape) for p in _matrices(groups)):
+            flops += self.ns_steps * (4.0 * small * small * large + 2.0 * small**3)
+        return Cost(flops_run=flops, flops_ideal=flops)
+
     def build(self, groups: Sequence[tuple[Role, nn.Parameter]]) -> torch.optim.Optimizer:
-        matrices = [p for role, p in groups if role.part in MATRICES and p.ndim == 2]
+        matrices = _matrices(groups)
         chosen = {id(p) for p in matrices}
         rest = [(role, p) for role, p in groups if id(p) not in chosen]
         parts: list[torch.optim.Optimizer] = []
@@ -75,6 +82,10 @@ class Muon:
         if rest:
             parts.append(self._adamw.build(rest))
         return MuonAndAdamW(parts)
+
+
+def _matrices(groups: Sequence[tuple[Role, nn.Parameter]]) -> list[nn.Parameter]:
+    return [p for role, p in groups if role.part in MATRICES and p.ndim == 2]
 
 
 class MuonAndAdamW(torch.optim.Optimizer):

@@ -1,0 +1,47 @@
+"""Placing a model changes where and how its blocks compute, not what."""
+
+import shutil
+
+import pytest
+import torch
+
+from seedbed.engine.placement import place
+from seedbed.engine.precision import Machine
+from tests.engine.split_worker import built, trained
+
+CPU = {"device": torch.device("cpu"), "bfloat16": False, "threads": 1}
+
+
+def _losses(machine):
+    stage, usual = built(micro=2)
+    place(stage.model, machine)
+    return [loss for loss, _ in trained(stage, usual)], stage.model
+
+
+def test_states_that_are_made_again_change_nothing_to_the_bit_and_are_not_kept():
+    plain, model = _losses(Machine(**CPU))
+    again, other = _losses(Machine(**CPU, recompute=True))
+    assert plain == again
+
+    def kept(net):
+        sizes = {}
+
+        def pack(x):
+            sizes[x.data_ptr()] = x.numel()
+            return x
+
+        hidden = torch.randn(4, 24, 16, requires_grad=True)
+        rotation = net.rotation(torch.arange(24)[None])
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            net.blocks[0](hidden, rotation=rotation, mask=None).sum()
+        return sum(sizes.values())
+
+    assert kept(other) < kept(model) / 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a processor needs a C++ compiler")
+def test_compiled_blocks_change_losses_by_rounding_only():
+    plain, _ = _losses(Machine(**CPU))
+    compiled, _ = _losses(Machine(**CPU, compiled=True))
+    assert compiled == pytest.approx(plain, rel=1e-5)
