@@ -8,7 +8,7 @@ import torch
 
 from seedbed.core.errors import ConfigError
 from seedbed.core.records import Role
-from seedbed.engine.checkpoints import load_checkpoint, save_checkpoint
+from seedbed.engine.checkpoints import load_checkpoint, pack, write
 from seedbed.models.transformer import Decoder
 from seedbed.optimizers.adamw import AdamW
 from seedbed.optimizers.muon import Muon
@@ -123,7 +123,7 @@ def test_a_checkpoint_gives_back_the_state_of_both(tmp_path):
     for step in range(2):
         _with_gradients(first, seed=step)
         one.step()
-    save_checkpoint(tmp_path / "c", model=first, optimizer=one, state={})
+    write(tmp_path / "c", pack(first, one, {}))
     _with_gradients(second, seed=7)
     two.step()  # what it had is dropped
     load_checkpoint(tmp_path / "c", model=second, optimizer=two)
@@ -214,11 +214,11 @@ if __name__ == "__main__":
 
 
 def test_a_step_s_cost_is_that_of_the_iterations_products_and_the_ledger_gets_it():
-    wide, tall = nn.Parameter(torch.zeros(4, 10)), nn.Parameter(torch.zeros(10, 4))
+    wide, tall = torch.nn.Parameter(torch.zeros(4, 10)), torch.nn.Parameter(torch.zeros(10, 4))
     groups = [
         (Role("mlp", 0, "up"), wide),
         (Role("attention", 0, "out"), tall),
-        (Role("embedding"), nn.Parameter(torch.zeros(9, 4))),
+        (Role("embedding"), torch.nn.Parameter(torch.zeros(9, 4))),
     ]
     iteration = 2 * 4 * 10 * 4 + 2 * 4 * 4 * 4 + 2 * 4 * 4 * 10  # X X', its square, times X
     assert Muon(ns_steps=3).cost(groups).flops_run == 2 * 3 * iteration

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from seedbed.core.errors import ConfigError
 from seedbed.core.records import Batch
+from seedbed.models.products import Linear
 from seedbed.models.transformer import Attention, Block, Decoder, GatedMLP, Transformer, attention_mask, rotated
 
 READ_AT_ONCE = 2**14  # positions that go through the model together while prompts are read
-POSITION_WISE = (nn.Linear, nn.RMSNorm, nn.LayerNorm, nn.Embedding, nn.Identity, GatedMLP)
+POSITION_WISE = (Linear, nn.Linear, nn.RMSNorm, nn.LayerNorm, nn.Embedding, nn.Identity, GatedMLP)
 
 
 @runtime_checkable
@@ -324,7 +325,7 @@ def _joined(*linears: Any) -> Callable[[Tensor], Tensor]:
 
     Its weight lies as (inputs, outputs): of few rows, such a product takes a fifth less time (measured, MKL).
     """
-    if not all(type(linear) is nn.Linear for linear in linears):
+    if not all(type(linear) in (Linear, nn.Linear) for linear in linears):
         return lambda states: torch.cat([linear(states) for linear in linears], dim=-1)
     weight = torch.cat([linear.weight.detach() for linear in linears]).t().contiguous()
     biases = [linear.bias.detach() for linear in linears if linear.bias is not None]

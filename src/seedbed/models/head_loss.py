@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from seedbed.core.errors import ConfigError
-from seedbed.models.products import product, suits
+from seedbed.models.products import linear, product, suits
 
 CHUNK = 2**22  # logits of a chunk, 16 MiB in fp32: allocators hand such memory out again, and 64 MiB as new pages (measured)
 
@@ -36,7 +35,7 @@ class Head:
     bias_V: Tensor | None = None
 
     def logits(self, states_CD: Float[Tensor, "C D"]) -> Float[Tensor, "C V"]:
-        return wide(F.linear(states_CD, self.weight_VD, self.bias_V))
+        return wide(linear(states_CD, self.weight_VD, self.bias_V))
 
     def chunks(self, positions: int) -> Iterator[slice]:
         rows = self.rows(positions)
