@@ -787,7 +787,7 @@ def doctor(as_json: AsJson = False) -> None:
     found = {
         "ok": all(golden.values()),
         "seedbed": __version__,
-        **{k: facts[k] for k in ("python", "system", "processor", "processors_available", "cpu_capability")},
+        **{k: facts[k] for k in ("python", "system", "processor", "processors_available", "cpu_capability", "products")},
         "torch": facts["packages"]["torch"],
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "golden_rows": golden,
