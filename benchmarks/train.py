@@ -1,8 +1,9 @@
 """How fast training steps are: ours, transformers.Trainer with LlamaForCausalLM, litgpt and a plain loop in torch.
 
     make peers
-    python benchmarks/train.py [--shapes 4x128,6x256-small,6x256-large,12x768] [--rounds 5] [--steps N] [--threads 2]
-        [--peers hf,litgpt,plain] [--all] [--device auto] [--precision auto] [--peak-tflops N] [--profile]
+    python benchmarks/train.py [--shapes 4x128,6x256-small,6x256-large,12x768] [--rounds 5] [--steps N]
+        [--batch-tokens N] [--threads 2] [--peers hf,litgpt,plain] [--all] [--device auto] [--precision auto]
+        [--peak-tflops N] [--profile]
 
 All train the same decoder (untied head) from the same weights on the same rows: AdamW (fused, constant rate, no decay), clipped
 gradients, float32 on a processor, bfloat16 autocast on a GPU. Each contender is a process of its own (benchmarks/peers), with
@@ -72,15 +73,15 @@ class Shape:
 SHAPES = {
     "4x128": Shape(
         num_layers=4, d_model=128, num_heads=4, d_ff=344, vocab_size=256, seq_len=512,
-        batch_tokens=4096, cuda_batch_tokens=65_536, steps=10, warm_up=2, trial_steps=4,
+        batch_tokens=4096, cuda_batch_tokens=65_536, steps=3, warm_up=2, trial_steps=1,
     ),
     "6x256-small": Shape(
         num_layers=6, d_model=256, num_heads=8, d_ff=688, vocab_size=256, seq_len=256,
-        batch_tokens=4096, cuda_batch_tokens=65_536, steps=3, warm_up=2, trial_steps=2,
+        batch_tokens=4096, cuda_batch_tokens=65_536, steps=1, warm_up=1, trial_steps=1,
     ),
     "6x256-large": Shape(
         num_layers=6, d_model=256, num_heads=8, d_ff=688, vocab_size=10_002, seq_len=512,
-        batch_tokens=4096, cuda_batch_tokens=65_536, steps=2, warm_up=2, trial_steps=1,
+        batch_tokens=4096, cuda_batch_tokens=65_536, steps=1, warm_up=1, trial_steps=1,
     ),
     "12x768": Shape(
         num_layers=12, d_model=768, num_heads=12, d_ff=2048, vocab_size=50_257, seq_len=512,
@@ -265,7 +266,8 @@ def try_out(family: str, *, shape: Shape, both: bool, **start: Any) -> tuple[lis
 def measure(name: str, asked: argparse.Namespace, *, device: str, bfloat16: bool) -> dict[str, Any]:
     """Return the findings on a shape."""
     shape = SHAPES[name]
-    rows = (shape.cuda_batch_tokens if device == "cuda" else shape.batch_tokens) // shape.seq_len
+    batch_tokens = asked.batch_tokens or (shape.cuda_batch_tokens if device == "cuda" else shape.batch_tokens)
+    rows = max(1, batch_tokens // shape.seq_len)
     steps = asked.steps or (CUDA_STEPS if device == "cuda" else shape.steps)
     before = shape.warm_up + shape.trials * shape.trial_steps
     total = before + (asked.rounds + (1 if asked.profile else 0)) * steps
@@ -342,6 +344,7 @@ def findings(
         "ceiling_gflops_per_s": ceiling / 1e9,
         "step_gflops": flops / 1e9,
         "steps": len(ours.losses),
+        "batch_tokens": tokens,
         "parameters": sorted({c.facts["parameters"] for c in everyone}),  # one number, or the models differ
         "versions": {c.family: c.facts["versions"] for c in contenders},
         "contenders": {
@@ -388,6 +391,7 @@ def main() -> None:
     parser.add_argument("--shapes", type=listed(list(SHAPES)), default=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, help="of a turn; left out: as many as fit the shape")
+    parser.add_argument("--batch-tokens", type=int, help="of a step; left out: as the shape has it")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peers", type=listed(PEERS), default=list(PEERS))
     parser.add_argument("--all", action="store_true", help="both variants of each go on, not the faster one only")
