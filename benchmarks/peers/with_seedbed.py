@@ -15,6 +15,8 @@ from turns import Turns, read_job, read_rows
 from seedbed.core.ledger import Ledger
 from seedbed.core.records import Row
 from seedbed.core.stream import Stream
+from seedbed.engine.feed import Feed
+from seedbed.engine.placement import place
 from seedbed.engine.precision import prepare_machine
 from seedbed.engine.train import Counters, Hooks, Stage, train
 from seedbed.experiments.journal import Metrics
@@ -58,17 +60,17 @@ def main() -> None:
     from safetensors.torch import load_file
 
     machine = prepare_machine(
-        device=job.device, precision="bfloat16" if job.bfloat16 else "float32", threads=job.threads, width=job.d_model
+        device=job.device,
+        precision="bfloat16" if job.bfloat16 else "float32",
+        threads=job.threads,
+        width=job.d_model,
+        compiled=job.compiled,
     )
     settings = {name: getattr(job, name) for name in ("num_layers", "d_model", "num_heads", "d_ff", "rope_base", "norm_eps")}
     model = Decoder(**settings).build(vocab_size=job.vocab_size)
     weights = load_file(job.weights)
     model.load_state_dict({name: weights[llama_name(role)] for name, role in model.roles.items()})
-    model.to(machine.device)
-    # Compilation: the one place. Becomes a setting of the package; until then blocks are compiled one by one.
-    if job.compiled:
-        for block in model.blocks:
-            block.compile()
+    place(model, machine)
     optimizer = AdamW(learning_rate=job.learning_rate, betas=tuple(job.betas), eps=job.eps)
     stream = Stream(
         name="text",
@@ -100,9 +102,11 @@ def main() -> None:
             metrics(line)
             turns.step_done(line["loss_nats"])
 
-        hooks = Hooks(record=record, evaluate=dict, save=lambda: None, should_stop=lambda: False)
+        hooks = Hooks(record=record, evaluate=dict, save=lambda wait: None, should_stop=lambda: False)
         turns.ready(parameters=sum(p.numel() for p in model.parameters()))
-        train(stage, at=Counters(positions={"text": 0}), seed=0, machine=machine, ledger=Ledger(), hooks=hooks)
+        at = Counters(positions={"text": 0})
+        with Feed(stream, seed=0, pinned=machine.device.type == "cuda") as feed:
+            train(stage, at=at, seed=0, machine=machine, ledger=Ledger(), hooks=hooks, feed=feed)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def trained(stage, machine, *, at=None, save=lambda wait: None):
     lines = []
     at = at or Counters(positions={"soil": 0})
     hooks = Hooks(record=lines.append, evaluate=dict, save=save, should_stop=lambda: False)
-    with Feed(stage.stream, seed=0, ranks=machine.ranks) as feed:
+    with Feed(stage.stream, seed=0, ranks=machine.ranks, pinned=machine.device.type == "cuda") as feed:
         train(stage, at=at, seed=0, machine=machine, ledger=Ledger(), hooks=hooks, feed=feed)
     return [[line["loss_nats"], line["gradient_norm"]] for line in lines]
 

@@ -1,13 +1,15 @@
 """Placing a model changes where and how its blocks compute, not what."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from seedbed.engine.placement import place
 from seedbed.engine.precision import Machine
-from tests.engine.split_worker import built, trained
+from seedbed.optimizers.adamw import AdamW
+from tests.engine.split_worker import RATE, built, trained
 
 CPU = {"device": torch.device("cpu"), "bfloat16": False, "threads": 1}
 
@@ -45,3 +47,16 @@ def test_compiled_blocks_change_losses_by_rounding_only():
     plain, _ = _losses(Machine(**CPU))
     compiled, _ = _losses(Machine(**CPU, compiled=True))
     assert compiled == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("settings", [{}, {"compiled": True}, {"recompute": True}, {"compiled": True, "recompute": True}])
+def test_on_a_gpu_every_way_gives_the_processor_s_losses(settings):
+    """In float32, rows fetched from pinned memory; other kernels, other rounding."""
+    alone, _ = _losses(Machine(**CPU))
+    stage, _ = built(micro=2)
+    machine = Machine(device=torch.device("cuda"), bfloat16=False, threads=1, **settings)
+    place(stage.model, machine)
+    trained_there = [(stage.model.roles[n], p) for n, p in stage.model.named_parameters()]
+    stage = replace(stage, optimizer=AdamW(learning_rate=RATE, weight_decay=0.1).build(trained_there))
+    assert [loss for loss, _ in trained(stage, machine)] == pytest.approx(alone, rel=1e-3)
