@@ -103,9 +103,10 @@ def test_a_harmed_part_is_found(four, tmp_path):
     assert harmed.name in said[0] and "altered or cut" in said[0]
 
 
-def test_a_split_that_does_not_fit_the_ranks_is_refused():
-    with pytest.raises(ConfigError, match="groups of 3 of 4 ranks"):
-        prepare_machine(device="cpu", precision="float32", threads=1, width=0, ranks=Ranks(rank=0, size=4), shard="3")
+@pytest.mark.parametrize(("shard", "message"), [("3", "4 rank.* do not make groups of 3"), ("half", "none, all or a number")])
+def test_a_split_that_does_not_fit_the_ranks_is_refused(shard, message):
+    with pytest.raises(ConfigError, match=message):
+        prepare_machine(device="cpu", precision="float32", threads=1, width=0, ranks=Ranks(rank=0, size=4), shard=shard)
 
 
 def test_training_goes_on_while_a_checkpoint_is_written_and_the_copy_stays_as_it_was(tmp_path, monkeypatch):

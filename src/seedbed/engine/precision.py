@@ -101,9 +101,14 @@ def prepare_machine(
 
 
 def _shards(shard: str, ranks: Ranks) -> int:
+    if shard not in ("none", "all") and not (shard.isdecimal() and int(shard)):
+        raise ConfigError(f"--shard takes none, all or a number of ranks, got {shard!r}")
     found = {"none": 1, "all": ranks.size}.get(shard) or int(shard)
     if ranks.size % found:
-        raise ConfigError(f"shard {shard}: weights cannot be split evenly over groups of {found} of {ranks.size} ranks")
+        raise ConfigError(
+            f"--shard {shard}: {ranks.size} rank(s) do not make groups of {found}; give none, all or a number that divides "
+            f"{ranks.size}, or start more ranks with torchrun"
+        )
     return found
 
 
