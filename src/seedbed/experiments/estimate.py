@@ -355,7 +355,6 @@ def _pass(stage: Stage, batch: Batch, machine: Machine, live: "_Live | None" = N
 
 def _update(stage: Stage, blocks: Any, depth: int) -> float:
     """Return the seconds of clipping and stepping a model of `depth` blocks; a first step, which makes moments, not counted."""
-    stage.model.blocks = blocks
     everything = [p for group in stage.optimizer.param_groups for p in group["params"]]
     stage.model.blocks = blocks[:depth]
     inside = {id(p) for p in stage.model.parameters()}
@@ -379,6 +378,8 @@ def _update(stage: Stage, blocks: Any, depth: int) -> float:
 def _finish_on(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _anywhere(role: Role) -> Role:
@@ -519,12 +520,12 @@ def _helps(plan: RunPlan, found: StageEstimate, *, micro: int, shards: bool) -> 
     state = sum(parts[k] for k in ("weights", "gradients", "moments"))
     passing = parts["activations"] + parts["working"]
     said = []
-    if passing > 0.1 * found.memory_mib:
+    if passing > 0.1 * (state + passing):
         if micro > 1:
             said.append(f"--set stages.{found.stage}.micro_batch_size=N below {micro}")
         if not plan.recompute:
             said.append("--recompute")
-    if state > 0.1 * found.memory_mib and not shards:
+    if state > 0.1 * (state + passing) and not shards:
         said.append(f"--shard all over several ranks ({found.sharded_mib / 1024:,.1f} GiB on each of {EIGHT})")
     return (*said, "a smaller preset")
 
