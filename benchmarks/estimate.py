@@ -30,8 +30,8 @@ SOIL = "source: {kind: nca, states: 10, grid: 12, patch: 2}"
 POINTS = [
     {"size": "0.8M", "source": TEXT, "seq_len": 256, "rows": 8, "micro": 8},
     {"size": "5M", "source": SOIL, "seq_len": 512, "rows": 4, "micro": 2},
-    {"size": "20M", "source": TEXT, "seq_len": 256, "rows": 8, "micro": 4},
-    {"size": "20M", "source": TEXT, "seq_len": 512, "rows": 4, "micro": 4, "recompute": True},
+    {"size": "20M", "source": TEXT, "seq_len": 256, "rows": 4, "micro": 2},
+    {"size": "20M", "source": TEXT, "seq_len": 256, "rows": 4, "micro": 4, "recompute": True},
     {"size": "85M", "source": TEXT, "seq_len": 256, "rows": 2, "micro": 1},
 ]
 

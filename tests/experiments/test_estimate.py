@@ -96,8 +96,6 @@ def test_a_real_step_keeps_what_was_estimated(sized, layers, recompute):
     assert found.parts_mib["activations"] * MIB == pytest.approx(sum(kept.values()), rel=0.25)
     moments = sum(v.nbytes for state in stage.optimizer.state.values() for v in state.values())
     assert found.parts_mib["moments"] * MIB == pytest.approx(moments, rel=0.01)
-    files = pack(model, stage.optimizer, {}).files.values()
-    assert sum(map(len, files)) == pytest.approx(moments + 4 * found.parameters, rel=0.25)
 
 
 def test_micro_batches_and_recomputing_make_activations_smaller(sized):
@@ -120,11 +118,19 @@ def test_muon_keeps_one_moment_of_a_matrix(sized):
     assert found.parts_mib["weights"] < found.parts_mib["moments"] < 1.3 * found.parts_mib["weights"]
 
 
-def test_a_checkpoint_that_is_written_beside_the_steps_is_counted(sized):
-    found = _one(sized, {"checkpoint_every": 2})
-    alone = _one(sized)
-    assert found.parts_mib["checkpoint"] == pytest.approx(found.parts_mib["weights"] + found.parts_mib["moments"])
-    assert alone.parts_mib["checkpoint"] == 0
+def test_the_copy_of_a_checkpoint_is_counted(sized):
+    plan = _plan(sized)
+    built = build_stream("soil", plan.streams["soil"])
+    model = build_model(plan, vocab_size=18)
+    initialize(model, plan.stages[0], seed=0, old=None)
+    stage = build_stage(plan, plan.stages[0], built, model)
+    machine = prepare_machine(device="cpu", precision="float32", threads=1, width=32)
+    module._pass(stage, module._batch(built.stream.rows(0, count=1, seed=0), 1, machine), machine)
+    stage.optimizer.step()
+    files = pack(model, stage.optimizer, {}).files.values()
+    found = _one(sized).parts_mib
+    assert found["checkpoint"] == found["weights"] + found["moments"]
+    assert found["checkpoint"] * MIB == pytest.approx(sum(map(len, files)), rel=0.05)
 
 
 def test_ranks_share_rows_and_split_weights(sized):
@@ -216,7 +222,7 @@ def test_every_preset_is_estimated(sized, size):
 
 @pytest.mark.slow
 def test_a_model_that_could_never_be_trained_here_is_estimated_in_six_gib(sized):
-    """The largest preset needs 29 GiB; its dry run takes its own process under 6 GiB."""
+    """The largest preset needs over 24 GiB; its dry run's process stays under 6."""
     sized.write_text(RECIPE.replace("num_layers: 6, d_model: 32, num_heads: 2", "size: nca-paper"))
     command = [sys.executable, "-m", "seedbed", "run", str(sized), "--threads", "1", "--dry-run", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
@@ -241,7 +247,7 @@ def test_a_gpu_s_memory_is_told_apart_from_the_processor_s(sized):
         model = build_model(plan, vocab_size=18)
     trained = module._trained(model, plan.stages[0])
     sizes = module._Sizes.of(model, trained, found, micro=8, seq_len=64, machine=machine)
-    both = {"process": 1e9, "several": True, "on_the_way": True, "ranks": 1, "shards": 1}
+    both = {"process": 1e9, "several": True, "ranks": 1, "shards": 1}
     here, nothing = sizes.peak(**both)
     there, beside = replace(sizes, on_device=True).peak(**both)
     assert nothing == {} and set(here) - set(there) == set(beside) == {"checkpoint", "process"}

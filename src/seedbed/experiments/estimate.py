@@ -3,8 +3,9 @@
 Nothing larger than two blocks need be built, so a machine can tell what a model would need that it could never train. A cut
 model, of the true width and vocabulary, runs with no block and with its first ones, on a few rows; both time and memory of a
 pass are linear in blocks, and in rows. Where the whole model is small and its step quick, whole steps are timed instead.
-The peak of memory is the largest of three moments: the end of a forward pass (or a block's backward pass shortly after), the
-optimizer's step, and the packing of a checkpoint.
+The peak of memory is at the end of a forward pass, in a block's backward pass shortly after, or in the optimizer's step. On a
+processor the copy of a checkpoint comes on top, also of one that is written when a stage is over: what a step has let go stays
+with the process (measured with glibc).
 """
 
 import gc
@@ -145,7 +146,6 @@ def _stage(
         sizes.peak,
         process=process,
         several=share > micro,
-        on_the_way=plan.checkpoint_every < steps,
     )
     parts, host = memory(ranks=ranks, shards=ranks if plan.shard == "all" else 1 if plan.shard == "none" else int(plan.shard))
     state = sum(parts[k] for k in ("weights", "gradients", "moments"))
@@ -484,31 +484,24 @@ class _Sizes:
         )
 
     def peak(
-        self, *, process: float, several: bool, on_the_way: bool, ranks: int, shards: int
+        self, *, process: float, several: bool, ranks: int, shards: int
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Return the parts of the fullest moment where the model computes, and in the processor's memory beside it.
 
-        `several` says that a step has more than one micro-batch, `on_the_way` that a checkpoint is written beside steps.
+        `several` says that a step has more than one micro-batch.
         """
         weights, gradients, moments = (x / shards for x in (self.weights, self.gradients, self.moments))
         gathered = self.outer + 2 * self.block if shards > 1 else 0.0  # weights of a block, and its gradients
         summed = 2 * self.gradients if ranks > 1 and shards == 1 else 0.0  # laid end to end, to be summed over ranks
-        copy = weights + moments
         working = max(self.logits, self.beyond, 0.0) + gathered
-        behind = 0.0 if self.on_device else copy if on_the_way else 0.0
-        alone = 0.0 if self.on_device else process
-        held = {"weights": weights, "moments": moments, "process": alone}
-        backward = {**held, "activations": self.kept, "working": working, "checkpoint": behind}
         # with one micro-batch gradients come while activations go
-        backward["gradients"] = gradients if several else max(0.0, gradients - self.kept - working)
-        update = {**held, "gradients": gradients, "working": max(self.updating, summed), "checkpoint": behind}
-        packing = {**held, "checkpoint": 0.0 if self.on_device else weights + 2 * moments}
-        fullest = max((backward, update, packing), key=lambda moment: sum(moment.values()))
-        names = ("weights", "gradients", "moments", "activations", "working", "checkpoint", "process")
-        parts = {name: fullest.get(name, 0.0) for name in names}
-        if not self.on_device:
-            return parts, {}
-        return {k: v for k, v in parts.items() if k not in ("checkpoint", "process")}, {"checkpoint": copy, "process": process}
+        rest = gradients if several else max(0.0, gradients - self.kept - working)
+        backward = {"gradients": rest, "activations": self.kept, "working": working}
+        update = {"gradients": gradients, "activations": 0.0, "working": max(self.updating, summed)}
+        fullest = max((backward, update), key=lambda moment: sum(moment.values()))
+        parts = {"weights": weights, "moments": moments, **fullest}
+        beside = {"checkpoint": weights + moments, "process": process}
+        return (parts, beside) if self.on_device else ({**parts, **beside}, {})
 
 
 def _helps(plan: RunPlan, found: StageEstimate, *, micro: int, shards: bool) -> tuple[str, ...]:
