@@ -194,7 +194,7 @@ def test_recipes_parts_and_their_explanations_are_listed():
 def test_the_resolved_recipe_and_the_estimate_are_printed_without_a_folder(recipe, tmp_path):
     assert "arm: nca" in _seedbed("run", recipe, "--arm", "nca", "--print-config", cwd=tmp_path).stdout
     text = _seedbed("run", recipe, "--arm", "nca", "--dry-run", cwd=tmp_path).stdout
-    assert "stage soil: 6 steps, 768 tokens" in text and "MiB" in text
+    assert "stage soil: 6 steps, 768 tokens" in text and "MiB at its peak" in text and "s a step (timed)" in text
     assert not (tmp_path / "runs").exists()
 
 

@@ -804,16 +804,32 @@ def doctor(as_json: AsJson = False) -> None:
 def _print_estimate(plan: Any, *, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from seedbed.experiments.estimate import estimate
+    from seedbed.experiments.estimate import EIGHT, SHARED_FROM, estimate
 
     found = estimate(plan)
     for s in found:
-        print(
-            f"  stage {s.stage}: {s.steps} steps, {s.tokens:,} tokens, {s.parameters:,} parameters, "
-            f"about {s.seconds / 60:.1f} min, {s.memory_mib:.0f} MiB beside the program's own"
-        )
+        print(f"  stage {s.stage}: {s.steps:,} steps, {s.tokens:,} tokens, {s.parameters:,} parameters")
+        waits = ", most of it waiting for rows" if s.data_seconds >= s.step_seconds else ""
+        print(f"    time: about {_span(s.seconds)}; {s.step_seconds:.3g} s a step ({s.how}){waits}")
+        for where, parts, limit in (("memory", s.parts_mib, s.limit_mib), ("beside the GPU", s.host_parts_mib, s.host_limit_mib)):
+            if parts:
+                of = "" if limit is None else f" of {limit:,.0f} there are"
+                listed = ", ".join(f"{name} {mib:,.0f}" for name, mib in parts.items() if mib >= 0.5)
+                print(f"    {where}: {sum(parts.values()):,.0f} MiB at its peak{of} ({listed})")
+        if s.parameters >= SHARED_FROM:
+            print(f"    split over {EIGHT} ranks with --shard all: {s.sharded_mib:,.0f} MiB on each")
+        if s.helps:
+            print(f"    that is more than this machine has; what helps: {'; '.join(s.helps)}")
     if as_json:
-        print(json.dumps([asdict(s) for s in found]))
+        print(json.dumps([{**asdict(s), "memory_mib": s.memory_mib, "host_mib": s.host_mib} for s in found]))
+
+
+def _span(seconds: float) -> str:
+    """Return a time in the unit that suits it."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 States = Annotated[int, typer.Option(help="Cell states, 2 to 256.")]

@@ -1,82 +1,568 @@
-"""How long, how much memory, how many tokens: from the plan and a few timed steps, before anything is written."""
+"""How long, how much memory, how many tokens: from the plan and a few measured passes, before anything is written.
 
+Nothing larger than two blocks need be built, so a machine can tell what a model would need that it could never train. A cut
+model, of the true width and vocabulary, runs with no block and with its first ones, on a few rows; both time and memory of a
+pass are linear in blocks, and in rows. Where the whole model is small and its step quick, whole steps are timed instead.
+The peak of memory is at the end of a forward pass, in a block's backward pass shortly after, or in the optimizer's step. On a
+processor the copy of a checkpoint comes on top, also of one that is written when a stage is over: what a step has let go stays
+with the process (measured with glibc).
+"""
+
+import gc
+import math
+import os
+import resource
 import statistics
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from seedbed import models
 from seedbed.core.ledger import Ledger
-from seedbed.core.records import Measurement
-from seedbed.engine.precision import prepare_machine
-from seedbed.engine.train import Counters, Hooks, train
-from seedbed.experiments.assemble import BuiltStream, build_model, build_stage, build_stream, held_out_sets, initialize
-from seedbed.experiments.recipe import RunPlan
+from seedbed.core.patterns import first_match
+from seedbed.core.records import Batch, Measurement, Role, Row
+from seedbed.core.stream import Stream
+from seedbed.engine.batches import collate, pieces
+from seedbed.engine.feed import Feed
+from seedbed.engine.placement import place
+from seedbed.engine.precision import Machine, available_threads, prepare_machine, settled_device
+from seedbed.engine.train import Counters, Hooks, Stage, train
+from seedbed.experiments.assemble import (
+    BuiltStream,
+    build_model,
+    build_stage,
+    build_stream,
+    held_out_sets,
+    initialize,
+    steps_of,
+)
+from seedbed.experiments.readings import framed, up_to
+from seedbed.experiments.recipe import RunPlan, StageSpec
+from seedbed.models.head_loss import CHUNK
 
-_TRIALS = 4  # timed steps a stage; the first one is left out
+MIB = 2**20
+EIGHT = 8  # ranks for which it is said what a model needs that is split over them ...
+SHARED_FROM = 50_000_000  # ... of so many parameters
+_CUT = 2  # blocks of the model that is measured
+_QUICK = 10.0  # seconds that the timed steps of a whole model may take
+_SHARE = 1 / 8  # of the memory, that weights, gradients and moments of a model may take that is timed whole
+_LONG = 1.0  # seconds of a pass from which on it is not repeated, and rows are not added
+_MADE = 32  # rows that are made for it
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageEstimate:
-    """One stage of one run."""
+    """One stage of one run, on one rank.
+
+    `parts_mib` says what the peak of memory consists of, where the model computes: weights, gradients, moments, activations
+    (what a micro-batch's forward pass leaves for its backward pass), working (logits and their gradients, or what a block needs
+    while it goes backward), and on a processor also checkpoint (the copy that is being written) and process (program and data).
+    On a GPU these two are in `host_parts_mib`. Gradients that are made while activations go, as in a step of one micro-batch,
+    count for what they need beyond these.
+    """
 
     stage: str
     steps: int
     tokens: int
     parameters: int
-    seconds: float
-    memory_mib: float  # weights, gradients, moments and activations
+    seconds: float  # of the stage: steps, waiting for rows, evaluation
+    step_seconds: float
+    data_seconds: float  # of making a step's rows; it happens beside the step before
+    how: str  # "timed", or "from 2 of 24 layers"
+    parts_mib: Mapping[str, float]
+    host_parts_mib: Mapping[str, float]  # in the processor's memory, if the model computes elsewhere
+    limit_mib: float | None  # of the memory that parts_mib is in
+    host_limit_mib: float | None
+    sharded_mib: float  # on each of EIGHT ranks with --shard all, where the model computes
+    helps: tuple[str, ...]  # what would make it fit; empty if it does
+
+    @property
+    def memory_mib(self) -> float:
+        """The peak where the model computes."""
+        return sum(self.parts_mib.values())
+
+    @property
+    def host_mib(self) -> float:
+        return sum(self.host_parts_mib.values())
 
 
-def estimate(plan: RunPlan) -> list[StageEstimate]:
-    """Build every stage and train a few steps on a throw-away model. Evaluation is counted by its forward passes."""
-    found = []
-    for spec in plan.stages:
-        built = build_stream(spec.stream, plan.streams[spec.stream])
-        model = build_model(plan, vocab_size=built.stream.vocab_size)
-        machine = prepare_machine(device=plan.device, precision=plan.precision, threads=plan.threads, width=model.config.width)
-        model.to(machine.device)
-        initialize(model, spec.model_copy(update={"embedding_std": None}), seed=plan.seed, old=None)
-        stage = build_stage(plan, spec, built, model)
-        times: list[float] = []
-        hooks = Hooks(
-            record=partial(_note, times),
-            evaluate=dict,
-            save=lambda wait: None,
-            measure=_even(built),
-            should_stop=lambda: False,
-        )
-        at = Counters(positions={built.stream.name: 0})
-        trial = replace(stage, steps=min(_TRIALS, stage.steps), evaluate_every=10**9, checkpoint_every=10**9)
+def estimate(plan: RunPlan, *, ranks: int = 1) -> list[StageEstimate]:
+    """Return what every stage needs on one of `ranks` ranks; what they tell each other takes time that is not counted."""
+    device = torch.device(settled_device(plan.device))
+    with _nothing_changed():
+        built = {spec.stream: build_stream(spec.stream, plan.streams[spec.stream], device=device) for spec in plan.stages}
+        made = {name: _some_rows(b, seed=plan.seed) for name, b in built.items()}
+        process = _resident_bytes()
+        return [
+            _stage(plan, spec, built[spec.stream], *made[spec.stream], process=process, ranks=ranks) for spec in plan.stages
+        ]
+
+
+def _stage(
+    plan: RunPlan,
+    spec: StageSpec,
+    built: BuiltStream,
+    rows: list[Row],
+    data_seconds: float,
+    *,
+    process: float,
+    ranks: int,
+) -> StageEstimate:
+    stream = built.stream
+    share = -(-stream.batch_size // ranks)  # rows of a rank's step
+    micro = min(spec.micro_batch_size or share, share)
+    with torch.device("meta"):
+        whole = build_model(plan, vocab_size=stream.vocab_size)
+    machine = prepare_machine(
+        device=plan.device,
+        precision=plan.precision,
+        threads=plan.threads,
+        width=whole.config.width,
+        deterministic=plan.deterministic,
+        compiled=plan.compiled,
+        recompute=plan.recompute,
+    )
+    limit, host_limit = _limit(machine.device), memory_bytes()
+    steps = steps_of(plan, spec, whole)
+    trained = _trained(whole, spec)
+    found = _measured(plan, spec, built, machine, rows=rows, micro=micro, limit=limit, layers=len(whole.blocks))
+    sizes = _Sizes.of(whole, trained, found, micro=micro, seq_len=stream.seq_len, machine=machine)
+
+    step = share * found.row_seconds(len(whole.blocks)) + found.update_seconds(len(whole.blocks))
+    how = f"from {found.layers} of {len(whole.blocks)} layers"
+    memory = partial(
+        sizes.peak,
+        process=process,
+        several=share > micro,
+    )
+    parts, host = memory(ranks=ranks, shards=ranks if plan.shard == "all" else 1 if plan.shard == "none" else int(plan.shard))
+    state = sum(parts[k] for k in ("weights", "gradients", "moments"))
+    if 3 * step < _QUICK and (limit is None or (state < _SHARE * limit and sum(parts.values()) < limit / 2)):
+        trials = max(4, min(steps, round(1 / step)))
+        step = _timed(plan, spec, built, machine, trials=trials, rows=share)
+        how = "timed"
+    data = data_seconds * share / max(1, min(plan.data_workers, available_threads()))
+    sharded, _ = memory(ranks=EIGHT, shards=EIGHT)
+    read = _tokens_read(plan, spec, built, steps=steps)
+    held_out_rows = (spec.evaluations + 2) * spec.floor_rows if framed(built) else 0
+    seconds = steps * max(step, data) + read * step / (share * stream.seq_len) / 3 + held_out_rows * data_seconds
+    estimated = StageEstimate(
+        stage=spec.name,
+        steps=steps,
+        tokens=steps * stream.batch_size * stream.seq_len,
+        parameters=sum(p.numel() for p in whole.parameters()),
+        seconds=seconds,
+        step_seconds=max(step, data),
+        data_seconds=data,
+        how=how,
+        parts_mib={k: v / MIB for k, v in parts.items()},
+        host_parts_mib={k: v / MIB for k, v in host.items()},
+        limit_mib=None if limit is None else limit / MIB,
+        host_limit_mib=None if host_limit is None else host_limit / MIB,
+        sharded_mib=sum(sharded.values()) / MIB,
+        helps=(),
+    )
+    return replace(estimated, helps=_helps(plan, estimated, micro=micro, shards=ranks > 1 and plan.shard != "none"))
+
+
+def _trained(model: Any, spec: StageSpec) -> set[str]:
+    """Return the names of the parameters that a stage trains."""
+    layers, frozen = len(model.blocks), tuple(spec.frozen)
+    names = [name for name, _ in model.named_parameters()]
+    return {name for name in names if first_match(frozen, model.roles[name], num_layers=layers) is None}
+
+
+# ----------------------------------------------------------------------------------------------------- what is measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """What is linear in blocks and rows: outer + blocks x block, each with a fixed part and one a row."""
+
+    outer: float
+    outer_row: float
+    block: float
+    block_row: float
+
+    def at(self, *, layers: int, rows: int) -> float:
+        return self.outer + layers * self.block + rows * (self.outer_row + layers * self.block_row)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What a cut model of `layers` blocks showed."""
+
+    layers: int
+    kept: _Line  # bytes that a forward pass leaves for the backward pass
+    beyond: _Line  # bytes that the last block's backward pass needs beyond these (negative: it needs none)
+    updating: float  # bytes that an optimizer's step needs for itself
+    moments: Mapping[Role, float]  # bytes a parameter, by role without layer
+    row: tuple[float, float]  # seconds of a row: outer part, a block
+    update: tuple[float, float]  # seconds of clipping and an optimizer's step: outer part, a block
+
+    def row_seconds(self, layers: int) -> float:
+        return self.row[0] + layers * self.row[1]
+
+    def update_seconds(self, layers: int) -> float:
+        return self.update[0] + layers * self.update[1]
+
+
+def _measured(
+    plan: RunPlan,
+    spec: StageSpec,
+    built: BuiltStream,
+    machine: Machine,
+    *,
+    rows: Sequence[Row],
+    micro: int,
+    limit: float | None,
+    layers: int,
+) -> _Measured:
+    """Run a cut model: with no block and with its first ones, on one row and on two, then on as many as time allows."""
+    eager = replace(machine, compiled=False)
+    cut = min(_CUT, layers)
+    stage = _cut_stage(plan, spec, built, eager, layers=cut, limit=limit)
+    blocks, cut = stage.model.blocks, len(stage.model.blocks)
+    most = 1 if micro == 1 else 2
+    batches = {n: _batch(rows, n, machine) for n in (1, most)}
+
+    def passed(depth: int, batch: Batch, live: "_Live | None" = None) -> float:
+        stage.model.blocks = blocks[:depth]
         started = time.perf_counter()
-        train(trial, at=at, seed=plan.seed, machine=machine, ledger=Ledger(), hooks=hooks)
-        step = statistics.median(times[1:] or [time.perf_counter() - started])
-        tokens = stage.stream.batch_size * stage.stream.seq_len
-        evaluated = 0
-        for corpus in held_out_sets(plan, built).values():
-            test = sum(d.size_bytes for d in corpus.documents("test"))
-            test = min(test, plan.evaluate.test_bytes or test) if spec is plan.stages[-1] else 0
-            evaluated += (spec.evaluations + len(spec.evaluate_at)) * plan.evaluate.valid_bytes + test
-        parameters = sum(p.numel() for p in model.parameters())
-        width, layers = model.config.width, len(model.blocks)
-        rows = stage.micro_batch_size * stage.stream.seq_len
-        activations = rows * (layers * (14 * width + 4 * (model.config.d_ff or 0)) + 3 * built.stream.vocab_size) * 4
-        found.append(
-            StageEstimate(
-                stage=spec.name,
-                steps=stage.steps,
-                tokens=stage.steps * tokens,
-                parameters=parameters,
-                seconds=stage.steps * step + evaluated / tokens * step / 3,
-                memory_mib=(16 * parameters + activations) / 2**20,
-            )
+        _pass(stage, batch, machine, live)
+        return time.perf_counter() - started
+
+    passed(cut, batches[1])  # gradients are there from now on, as in a step's later micro-batches
+    once = passed(cut, batches[1])
+    kept, beyond, seconds = {}, {}, {}
+    for depth in (0, cut):
+        for n, batch in batches.items():
+            with _Live() as live:
+                seconds[depth, n] = passed(depth, batch, live)
+            kept[depth, n], beyond[depth, n] = live.kept, live.beyond
+    updates = {depth: _update(stage, blocks, depth) for depth in (0, cut)}
+    with _Live() as live:
+        _update(stage, blocks, cut)
+    updating = float(live.peak)
+    moments: dict[Role, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for name, parameter in stage.model.named_parameters():
+        held = [v for v in stage.optimizer.state.get(parameter, {}).values() if isinstance(v, Tensor)]
+        if held:
+            totals = moments[_anywhere(stage.model.roles[name])]
+            totals[0] += sum(v.nbytes for v in held)
+            totals[1] += parameter.numel()
+
+    times = {depth: [seconds[depth, most] / most] for depth in (0, cut)}
+    if machine.compiled or once < _LONG:
+        if machine.compiled:
+            stage.model.blocks = blocks
+            place(stage.model, replace(machine, recompute=False))
+        fits = math.inf if limit is None else _SHARE * limit / max(1.0, kept[cut, 1])
+        n = int(max(1, min(micro, fits, _LONG / once)))
+        batch = _batch(rows, n, machine)
+        passed(cut, batch)
+        for depth in times:
+            times[depth] = []
+        begun = time.perf_counter()
+        while len(times[cut]) < 3 or (len(times[cut]) < 9 and time.perf_counter() - begun < 2 * _LONG):
+            for depth in (0, cut):
+                times[depth].append(passed(depth, batch) / n)
+    row = {depth: statistics.median(values) for depth, values in times.items()}
+    return _Measured(
+        layers=cut,
+        kept=_line(kept, cut, most),
+        beyond=_line({(d, n): v for (d, n), v in beyond.items() if d == cut}, cut, most),
+        updating=updating,
+        moments={role: held / count for role, (held, count) in moments.items()},
+        row=(row[0], max(0.0, row[cut] - row[0]) / cut),
+        update=(updates[0], max(0.0, updates[cut] - updates[0]) / cut),
+    )
+
+
+def _line(values: Mapping[tuple[int, int], float], cut: int, most: int) -> _Line:
+    """Fit what was measured at (blocks, rows); without values at no block, it is one number for any number of blocks."""
+
+    def along(depth: int) -> tuple[float, float]:
+        slope = values[depth, most] / most if most == 1 else values[depth, 2] - values[depth, 1]
+        return values[depth, 1] - slope, slope
+
+    fixed, slope = along(cut)
+    if (0, 1) not in values:
+        return _Line(outer=fixed, outer_row=slope, block=0.0, block_row=0.0)
+    outer, outer_row = along(0)
+    return _Line(outer=outer, outer_row=outer_row, block=(fixed - outer) / cut, block_row=(slope - outer_row) / cut)
+
+
+def _cut_stage(
+    plan: RunPlan, spec: StageSpec, built: BuiltStream, machine: Machine, *, layers: int, limit: float | None
+) -> Stage:
+    """Return a stage with a model of a few blocks; of one, if two would not fit. A model that cannot be cut stays whole."""
+    config = models.parts.build(plan.model, path="model")
+    if is_dataclass(config) and hasattr(config, "num_layers"):
+        for layers in (layers, 1):
+            config = replace(config, num_layers=layers)  # type: ignore[type-var]
+            with torch.device("meta"):
+                needed = 16 * sum(p.numel() for p in config.build(vocab_size=built.stream.vocab_size).parameters())
+            if limit is None or needed < limit / 2:
+                break
+    model = config.build(vocab_size=built.stream.vocab_size)
+    initialize(model, spec.model_copy(update={"embedding_std": None}), seed=plan.seed, old=None)
+    place(model, machine)
+    frozen = [p for p in spec.frozen if any(first_match((p,), r, num_layers=layers) for r in model.roles.values())]
+    if all(first_match(tuple(frozen), r, num_layers=layers) for r in model.roles.values()):
+        frozen = []  # what is trained lies in blocks that were cut away
+    return build_stage(plan, spec.model_copy(update={"frozen": frozen}), built, model)
+
+
+def _batch(rows: Sequence[Row], count: int, machine: Machine) -> Batch:
+    """Return `count` rows as a batch on the device; a few rows are repeated."""
+    return machine.fetched(collate([rows[i % len(rows)] for i in range(count)]))
+
+
+def _pass(stage: Stage, batch: Batch, machine: Machine, live: "_Live | None" = None) -> None:
+    """Go forward and backward once, as the training loop does with a micro-batch; gradients add up."""
+    stage.model.train()
+    hooks: list[Any] = []
+    if live is not None and len(stage.model.blocks):
+        last = stage.model.blocks[-1]
+        hooks = [last.register_full_backward_pre_hook(live.enter), last.register_full_backward_hook(live.leave)]
+    with machine.autocast():
+        outputs = stage.model(batch)
+        mean = outputs.hidden_BTD.new_zeros((), dtype=torch.float32)
+        for weight, objective in stage.objectives:
+            if weight and (count := objective.count(batch)):
+                mean = mean + weight * objective(outputs, batch=batch).sum_nats / count
+    if live is not None:
+        live.keep()
+    if mean.requires_grad:
+        mean.backward()
+    _finish_on(machine.device)
+    for hook in hooks:
+        hook.remove()
+
+
+def _update(stage: Stage, blocks: Any, depth: int) -> float:
+    """Return the seconds of clipping and stepping a model of `depth` blocks; a first step, which makes moments, not counted."""
+    everything = [p for group in stage.optimizer.param_groups for p in group["params"]]
+    stage.model.blocks = blocks[:depth]
+    inside = {id(p) for p in stage.model.parameters()}
+    stage.model.blocks = blocks
+    outside = {p: p.grad for p in everything if id(p) not in inside}
+    parameters = [p for p in everything if id(p) in inside]
+    times = []
+    for parameter in outside:
+        parameter.grad = None  # which an optimizer passes over
+    while len(times) < 2 or (len(times) < 5 and sum(times) < _LONG / 2):
+        started = time.perf_counter()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        stage.optimizer.step()
+        _finish_on(next(stage.model.parameters()).device)
+        times.append(time.perf_counter() - started)
+    for parameter, gradient in outside.items():
+        parameter.grad = gradient
+    return statistics.median(times[1:])
+
+
+def _finish_on(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _anywhere(role: Role) -> Role:
+    return Role(role.part, None, role.tensor)
+
+
+class _Live(TorchDispatchMode):
+    """Counts the bytes of tensors that were made while it is on and are alive: `now`, and the most there were, `peak`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.kept, self.beyond = 0.0, 0.0
+        self._entered = False
+        self._most_inside = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, Tensor):
+                self._meet(x, made=False)
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor):
+                self._meet(x, made=True)
+        self.peak = max(self.peak, self.now)
+        if self._entered:
+            self._most_inside = max(self._most_inside, self.now)
+        return out
+
+    def _meet(self, tensor: Tensor, *, made: bool) -> None:
+        storage = tensor.untyped_storage()
+        address = storage._cdata
+        if address in self._known:
+            return
+        self._known.add(address)
+        size = storage.nbytes() if made else 0  # what was there before is not counted
+        self.now += size
+        weakref.finalize(storage, self._lose, address, size)
+
+    def _lose(self, address: int, size: int) -> None:
+        self._known.discard(address)
+        self.now -= size
+
+    def keep(self) -> None:
+        """Note what is alive after the forward pass."""
+        self.kept = float(self.now)
+
+    def enter(self, *_: Any) -> None:
+        """The last block goes backward from here ..."""
+        self._entered, self._most_inside = True, self.now
+
+    def leave(self, *_: Any) -> None:
+        """... to here."""
+        self._entered = False
+        self.beyond = self._most_inside - self.kept
+
+
+# ------------------------------------------------------------------------------------------------------- what adds up
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    """Bytes of the whole model."""
+
+    weights: float
+    gradients: float
+    moments: float
+    outer: float  # weights outside of blocks
+    block: float  # weights of one block
+    kept: float  # by a micro-batch
+    logits: float  # in the head's forward pass, beside what is kept of it
+    beyond: float  # what a block's backward pass needs beyond what is kept
+    updating: float
+    on_device: bool  # not the processor
+
+    @classmethod
+    def of(
+        cls, model: Any, trained: set[str], found: _Measured, *, micro: int, seq_len: int, machine: Machine
+    ) -> "_Sizes":
+        layers = len(model.blocks)
+        named = dict(model.named_parameters())
+        moments = sum(p.numel() * found.moments.get(_anywhere(model.roles[n]), 8.0) for n, p in named.items() if n in trained)
+        outer = sum(p.nbytes for n, p in named.items() if model.roles[n].layer is None)
+        weights = sum(p.nbytes for p in named.values())
+        head = sum(p.numel() for p in model.head.parameters())
+        width, vocabulary, positions = model.config.width, model.vocab_size, micro * seq_len
+        chunk = min(max(1, CHUNK // vocabulary), positions) * vocabulary
+        casts = (2 * (chunk + 2 * head)) if machine.bfloat16 else 0  # of a chunk's gradient, the head, and a product
+        again = 4 * head + (2 if machine.bfloat16 else 4) * positions * width  # the gradients of both, scaled
+        return cls(
+            weights=weights,
+            gradients=sum(p.nbytes for n, p in named.items() if n in trained),
+            moments=moments,
+            outer=outer,
+            block=(weights - outer) / max(1, layers),
+            kept=found.kept.at(layers=layers, rows=micro),
+            logits=max(4 * chunk + casts, again),
+            beyond=found.beyond.at(layers=0, rows=micro),
+            updating=found.updating,
+            on_device=machine.device.type != "cpu",
         )
-        del model, stage
-    torch.manual_seed(0)
-    return found
+
+    def peak(
+        self, *, process: float, several: bool, ranks: int, shards: int
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Return the parts of the fullest moment where the model computes, and in the processor's memory beside it.
+
+        `several` says that a step has more than one micro-batch.
+        """
+        weights, gradients, moments = (x / shards for x in (self.weights, self.gradients, self.moments))
+        gathered = self.outer + 2 * self.block if shards > 1 else 0.0  # weights of a block, and its gradients
+        summed = 2 * self.gradients if ranks > 1 and shards == 1 else 0.0  # laid end to end, to be summed over ranks
+        working = max(self.logits, self.beyond, 0.0) + gathered
+        # with one micro-batch gradients come while activations go
+        rest = gradients if several else max(0.0, gradients - self.kept - working)
+        backward = {"gradients": rest, "activations": self.kept, "working": working}
+        update = {"gradients": gradients, "activations": 0.0, "working": max(self.updating, summed)}
+        fullest = max((backward, update), key=lambda moment: sum(moment.values()))
+        parts = {"weights": weights, "moments": moments, **fullest}
+        beside = {"checkpoint": weights + moments, "process": process}
+        return (parts, beside) if self.on_device else ({**parts, **beside}, {})
+
+
+def _helps(plan: RunPlan, found: StageEstimate, *, micro: int, shards: bool) -> tuple[str, ...]:
+    """Return what makes a stage smaller, the cheapest first, if it exceeds what the machine has."""
+    over = found.limit_mib is not None and found.memory_mib > found.limit_mib
+    if not over and not (found.host_limit_mib is not None and found.host_mib > found.host_limit_mib):
+        return ()
+    parts = found.parts_mib
+    state = sum(parts[k] for k in ("weights", "gradients", "moments"))
+    passing = parts["activations"] + parts["working"]
+    said = []
+    if passing > 0.1 * (state + passing):
+        if micro > 1:
+            said.append(f"--set stages.{found.stage}.micro_batch_size=N below {micro}")
+        if not plan.recompute:
+            said.append("--recompute")
+    if state > 0.1 * (state + passing) and not shards:
+        said.append(f"--shard all over several ranks ({found.sharded_mib / 1024:,.1f} GiB on each of {EIGHT})")
+    return (*said, "a smaller preset")
+
+
+# ------------------------------------------------------------------------------------------------------ rows and steps
+
+
+def _some_rows(built: BuiltStream, *, seed: int) -> tuple[list[Row], float]:
+    """Return some rows, and the seconds that one takes to make once everything is compiled and open."""
+    rows = _rows(built, 0, count=1, seed=seed)
+    started = time.perf_counter()
+    while len(rows) < _MADE and time.perf_counter() - started < _LONG:
+        rows += _rows(built, len(rows), count=len(rows), seed=seed)
+    return rows, (time.perf_counter() - started) / (len(rows) - 1)
+
+
+def _rows(built: BuiltStream, start: int, *, count: int, seed: int) -> list[Row]:
+    stream, measure = built.stream, _even(built)
+    while stream.mixture.wants and (due := stream.due(start + count)) is not None:
+        measure(stream.mixture.wants[0], due)
+    return stream.rows(start, count=count, seed=seed)
+
+
+def _timed(plan: RunPlan, spec: StageSpec, built: BuiltStream, machine: Machine, *, trials: int, rows: int) -> float:
+    """Return the seconds of a step of the whole model, from a throw-away one."""
+    model = build_model(plan, vocab_size=built.stream.vocab_size)
+    initialize(model, spec.model_copy(update={"embedding_std": None}), seed=plan.seed, old=None)
+    place(model, machine)
+    stage = build_stage(plan, spec, built, model)
+    stream: Stream = replace(stage.stream, batch_size=rows)
+    times: list[float] = []
+    hooks = Hooks(
+        record=partial(_note, times),
+        evaluate=dict,
+        save=lambda wait: None,
+        measure=_even(built),
+        should_stop=lambda: False,
+    )
+    trial = replace(stage, stream=stream, steps=trials, evaluate_every=10**9, evaluate_at=frozenset(), checkpoint_every=10**9)
+    trial = replace(trial, keep_every=None)
+    at = Counters(positions={stream.name: 0})
+    with Feed(stream, seed=plan.seed) as feed:
+        train(trial, at=at, seed=plan.seed, machine=machine, ledger=Ledger(), hooks=hooks, feed=feed)
+    return statistics.median(times[1:])
 
 
 def _even(built: BuiltStream) -> Callable[[str, int], None]:
@@ -91,3 +577,89 @@ def _even(built: BuiltStream) -> Callable[[str, int], None]:
 
 def _note(times: list[float], line: dict[str, Any]) -> None:
     times.append(line["seconds"])
+
+
+def _tokens_read(plan: RunPlan, spec: StageSpec, built: BuiltStream, *, steps: int) -> float:
+    """Return the tokens that evaluation reads, and a mixture's measurements."""
+    times = spec.evaluations + len(spec.evaluate_at)
+    if framed(built):
+        return float((times + 1) * spec.floor_rows * built.stream.seq_len)
+    sets = held_out_sets(plan, built)
+    read = 0.0
+    for corpus in sets.values():
+        each = _tokens_a_byte(built, corpus)
+        test = sum(d.size_bytes for d in corpus.documents("test")) if spec is plan.stages[-1] and plan.evaluate.test else 0
+        read += each * (times * plan.evaluate.valid_bytes + min(test, plan.evaluate.test_bytes or test))
+    if built.stream.mixture.wants is not None:
+        decisions = steps * built.stream.batch_size // built.stream.mixture.wants[1]
+        for corpus in built.corpora.values():
+            read += decisions * _tokens_a_byte(built, corpus) * plan.evaluate.valid_bytes
+    return read
+
+
+def _tokens_a_byte(built: BuiltStream, corpus: Any) -> float:
+    """Return how many tokens a byte of a corpus becomes, from its first held-out document."""
+    assert built.tokenizer is not None
+    first = up_to(corpus.documents("valid"), 0)
+    ids = [d.data["ids"] if "ids" in d.data else built.tokenizer.encode(d.text) for d in first]
+    return sum(map(len, ids)) / max(1, sum(d.size_bytes for d in first))
+
+
+# ---------------------------------------------------------------------------------------------------------- the machine
+
+
+def memory_bytes() -> float | None:
+    """Return the memory that this process may use: the machine's, or less if a group or a limit says so; None if unknown."""
+    found = []
+    with suppress(ValueError, OSError):
+        found.append(float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
+    for limit in _group_limits():
+        with suppress(ValueError, OSError):  # "max", or no such file
+            found.append(float(limit.read_text()))
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most != resource.RLIM_INFINITY:
+        found.append(float(most))
+    return min(found, default=None)
+
+
+def _group_limits() -> Iterator[Path]:
+    """Give the files that may limit this process's memory: of its control group and those around it."""
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds and "memory" not in kinds.split(","):
+                continue
+            root = Path("/sys/fs/cgroup/memory" if kinds else "/sys/fs/cgroup")
+            name = "memory.limit_in_bytes" if kinds else "memory.max"
+            here = root / path.lstrip("/")
+            yield from (folder / name for folder in (here, *here.parents) if folder.is_relative_to(root))
+
+
+def _limit(device: torch.device) -> float | None:
+    return float(torch.cuda.mem_get_info(device)[1]) if device.type == "cuda" else memory_bytes()
+
+
+def _resident_bytes() -> float:
+    """Return what this process has in memory now: program, libraries, data."""
+    gc.collect()
+    try:
+        return float(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+    except (OSError, ValueError):  # not Linux: the most there ever was
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+
+
+@contextmanager
+def _nothing_changed() -> Iterator[None]:
+    """Leave random state, threads, determinism, denormals and environment as they were."""
+    threads, variable = torch.get_num_threads(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    flushed = float(torch.tensor(1e-39) * 0.5) == 0  # there is no other way to ask
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(strict, warn_only=warns)
+            torch.set_flush_denormal(flushed)
+            if variable is None:
+                os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
