@@ -58,7 +58,8 @@ def main() -> None:
                 flush=True,
             )
         ratios = {"seconds": median(seconds), "memory": median(memory)}
-        print(f"{named(point)}: measured / estimated: seconds {ratios['seconds']:.2f}, memory {ratios['memory']:.2f}", flush=True)
+        said = ", ".join(f"{what} {ratio:.2f}" for what, ratio in ratios.items())
+        print(f"{named(point)}: measured / estimated: {said}", flush=True)
         found.append({"point": named(point), **ratios, "all_seconds": seconds, "all_memory": memory})
     print(json.dumps(found))
 

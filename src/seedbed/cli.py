@@ -811,7 +811,8 @@ def _print_estimate(plan: Any, *, as_json: bool) -> None:
         print(f"  stage {s.stage}: {s.steps:,} steps, {s.tokens:,} tokens, {s.parameters:,} parameters")
         waits = ", most of it waiting for rows" if s.data_seconds >= s.step_seconds else ""
         print(f"    time: about {_span(s.seconds)}; {s.step_seconds:.3g} s a step ({s.how}){waits}")
-        for where, parts, limit in (("memory", s.parts_mib, s.limit_mib), ("beside the GPU", s.host_parts_mib, s.host_limit_mib)):
+        places = (("memory", s.parts_mib, s.limit_mib), ("beside the GPU", s.host_parts_mib, s.host_limit_mib))
+        for where, parts, limit in places:
             if parts:
                 of = "" if limit is None else f" of {limit:,.0f} there are"
                 listed = ", ".join(f"{name} {mib:,.0f}" for name, mib in parts.items() if mib >= 0.5)

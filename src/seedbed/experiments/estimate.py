@@ -34,7 +34,7 @@ from seedbed.core.ledger import Ledger
 from seedbed.core.patterns import first_match
 from seedbed.core.records import Batch, Measurement, Role, Row
 from seedbed.core.stream import Stream
-from seedbed.engine.batches import collate, pieces
+from seedbed.engine.batches import collate
 from seedbed.engine.feed import Feed
 from seedbed.engine.placement import place
 from seedbed.engine.precision import Machine, available_threads, prepare_machine, settled_device
@@ -47,6 +47,7 @@ from seedbed.experiments.assemble import (
     held_out_sets,
     initialize,
     steps_of,
+    trained_of,
 )
 from seedbed.experiments.readings import framed, up_to
 from seedbed.experiments.recipe import RunPlan, StageSpec
@@ -136,7 +137,7 @@ def _stage(
     )
     limit, host_limit = _limit(machine.device), memory_bytes()
     steps = steps_of(plan, spec, whole)
-    trained = _trained(whole, spec)
+    trained = {name for name, p in whole.named_parameters() if any(p is one for _, one in trained_of(spec, whole))}
     found = _measured(plan, spec, built, machine, rows=rows, micro=micro, limit=limit, layers=len(whole.blocks))
     sizes = _Sizes.of(whole, trained, found, micro=micro, seq_len=stream.seq_len, machine=machine)
 
@@ -175,13 +176,6 @@ def _stage(
         helps=(),
     )
     return replace(estimated, helps=_helps(plan, estimated, micro=micro, shards=ranks > 1 and plan.shard != "none"))
-
-
-def _trained(model: Any, spec: StageSpec) -> set[str]:
-    """Return the names of the parameters that a stage trains."""
-    layers, frozen = len(model.blocks), tuple(spec.frozen)
-    names = [name for name, _ in model.named_parameters()]
-    return {name for name in names if first_match(frozen, model.roles[name], num_layers=layers) is None}
 
 
 # ----------------------------------------------------------------------------------------------------- what is measured
@@ -311,8 +305,8 @@ def _cut_stage(
     """Return a stage with a model of a few blocks; of one, if two would not fit. A model that cannot be cut stays whole."""
     config = models.parts.build(plan.model, path="model")
     if is_dataclass(config) and hasattr(config, "num_layers"):
-        for layers in (layers, 1):
-            config = replace(config, num_layers=layers)  # type: ignore[type-var]
+        for depth in (layers, 1):
+            config = replace(config, num_layers=depth)  # type: ignore[type-var]
             with torch.device("meta"):
                 needed = 16 * sum(p.numel() for p in config.build(vocab_size=built.stream.vocab_size).parameters())
             if limit is None or needed < limit / 2:
@@ -457,9 +451,7 @@ class _Sizes:
     on_device: bool  # not the processor
 
     @classmethod
-    def of(
-        cls, model: Any, trained: set[str], found: _Measured, *, micro: int, seq_len: int, machine: Machine
-    ) -> "_Sizes":
+    def of(cls, model: Any, trained: set[str], found: _Measured, *, micro: int, seq_len: int, machine: Machine) -> "_Sizes":
         layers = len(model.blocks)
         named = dict(model.named_parameters())
         moments = sum(p.numel() * found.moments.get(_anywhere(model.roles[n]), 8.0) for n, p in named.items() if n in trained)
@@ -483,9 +475,7 @@ class _Sizes:
             on_device=machine.device.type != "cpu",
         )
 
-    def peak(
-        self, *, process: float, several: bool, ranks: int, shards: int
-    ) -> tuple[dict[str, float], dict[str, float]]:
+    def peak(self, *, process: float, several: bool, ranks: int, shards: int) -> tuple[dict[str, float], dict[str, float]]:
         """Return the parts of the fullest moment where the model computes, and in the processor's memory beside it.
 
         `several` says that a step has more than one micro-batch.
