@@ -314,8 +314,8 @@ def _cut_stage(
     model = config.build(vocab_size=built.stream.vocab_size)
     initialize(model, spec.model_copy(update={"embedding_std": None}), seed=plan.seed, old=None)
     place(model, machine)
-    frozen = [p for p in spec.frozen if any(first_match((p,), r, num_layers=layers) for r in model.roles.values())]
-    if all(first_match(tuple(frozen), r, num_layers=layers) for r in model.roles.values()):
+    frozen = [p for p in spec.frozen if any(first_match((p,), r, num_layers=len(model.blocks)) for r in model.roles.values())]
+    if all(first_match(tuple(frozen), r, num_layers=len(model.blocks)) for r in model.roles.values()):
         frozen = []  # what is trained lies in blocks that were cut away
     return build_stage(plan, spec.model_copy(update={"frozen": frozen}), built, model)
 
