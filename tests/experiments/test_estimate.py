@@ -13,9 +13,11 @@ from seedbed.cli import _print_estimate
 from seedbed.engine.checkpoints import pack
 from seedbed.engine.placement import place
 from seedbed.engine.precision import prepare_machine
+from seedbed.experiments import cut_model, memory
 from seedbed.experiments import estimate as module
 from seedbed.experiments.assemble import build_model, build_stage, build_stream, initialize
-from seedbed.experiments.estimate import MIB, estimate, memory_bytes
+from seedbed.experiments.estimate import MIB, estimate
+from seedbed.experiments.memory import memory_bytes
 from seedbed.experiments.recipe import load
 from seedbed.models.sizes import SIZES
 from tests.experiments.test_mixture_runs import BY_LOSS, mixed  # noqa: F401  # a fixture
@@ -76,7 +78,7 @@ def test_a_real_step_keeps_what_was_estimated(sized, layers, recompute):
     stage = build_stage(plan, spec, built, model)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     rows = built.stream.rows(0, count=8, seed=0)
-    batch = module._batch(rows, 8, machine)
+    batch = cut_model.batch_of(rows, 8, machine)
     weights |= {x.untyped_storage().data_ptr() for x in (batch.tokens_BT, batch.targets_BT, batch.weights_BT)}
     kept = {}
 
@@ -125,7 +127,7 @@ def test_the_copy_of_a_checkpoint_is_counted(sized):
     initialize(model, plan.stages[0], seed=0, old=None)
     stage = build_stage(plan, plan.stages[0], built, model)
     machine = prepare_machine(device="cpu", precision="float32", threads=1, width=32)
-    module._pass(stage, module._batch(built.stream.rows(0, count=1, seed=0), 1, machine), machine)
+    cut_model.one_pass(stage, cut_model.batch_of(built.stream.rows(0, count=1, seed=0), 1, machine), machine)
     stage.optimizer.step()
     files = pack(model, stage.optimizer, {}).files.values()
     found = _one(sized).parts_mib
@@ -168,7 +170,8 @@ def _built(plan):
 
 
 def test_what_does_not_fit_is_said_with_what_helps(sized, monkeypatch, capsys):
-    monkeypatch.setattr(module, "memory_bytes", lambda: 1.0 * MIB)
+    for where in (module, memory):
+        monkeypatch.setattr(where, "memory_bytes", lambda: 1.0 * MIB)
     plan = _plan(sized)
     _print_estimate(plan, as_json=True)
     *lines, last = capsys.readouterr().out.splitlines()
@@ -188,7 +191,7 @@ def test_the_limit_is_the_least_of_machine_group_and_process(monkeypatch, tmp_pa
     limited, unlimited = tmp_path / "memory.max", tmp_path / "other.max"
     limited.write_text("123456\n")
     unlimited.write_text("max\n")
-    monkeypatch.setattr(module, "_group_limits", lambda: iter([unlimited, limited, tmp_path / "none"]))
+    monkeypatch.setattr(memory, "_group_limits", lambda: iter([unlimited, limited, tmp_path / "none"]))
     assert memory_bytes() == 123456
 
 
@@ -242,7 +245,7 @@ def test_a_gpu_s_memory_is_told_apart_from_the_processor_s(sized):
     built = build_stream("soil", plan.streams["soil"])
     machine = prepare_machine(device="cpu", precision="float32", threads=1, width=32)
     rows = built.stream.rows(0, count=8, seed=0)
-    found = module._measured(plan, plan.stages[0], built, machine, rows=rows, micro=8, limit=None, layers=6)
+    found = cut_model.measure(plan, plan.stages[0], built, machine, rows=rows, micro=8, limit=None, layers=6)
     with torch.device("meta"):
         model = build_model(plan, vocab_size=18)
     trained = module._trained(model, plan.stages[0])

@@ -8,37 +8,24 @@ processor the copy of a checkpoint comes on top, also of one that is written whe
 with the process (measured with glibc).
 """
 
-import gc
-import math
 import os
-import resource
 import statistics
-import sys
 import time
-import weakref
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, is_dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from seedbed import models
 from seedbed.core.ledger import Ledger
-from seedbed.core.patterns import first_match
-from seedbed.core.records import Batch, Measurement, Role, Row
+from seedbed.core.records import Measurement, Row
 from seedbed.core.stream import Stream
-from seedbed.engine.batches import collate
 from seedbed.engine.feed import Feed
 from seedbed.engine.placement import place
 from seedbed.engine.precision import Machine, available_threads, prepare_machine, settled_device
-from seedbed.engine.train import Counters, Hooks, Stage, train
+from seedbed.engine.train import Counters, Hooks, train
 from seedbed.experiments.assemble import (
     BuiltStream,
     build_model,
@@ -49,6 +36,8 @@ from seedbed.experiments.assemble import (
     steps_of,
     trained_of,
 )
+from seedbed.experiments.cut_model import LONG, SHARE, Measured, anywhere, measure
+from seedbed.experiments.memory import memory_bytes, memory_limit, resident_bytes
 from seedbed.experiments.readings import framed, up_to
 from seedbed.experiments.recipe import RunPlan, StageSpec
 from seedbed.models.head_loss import CHUNK
@@ -56,10 +45,7 @@ from seedbed.models.head_loss import CHUNK
 MIB = 2**20
 EIGHT = 8  # ranks for which it is said what a model needs that is split over them ...
 SHARED_FROM = 50_000_000  # ... of so many parameters
-_CUT = 2  # blocks of the model that is measured
 _QUICK = 10.0  # seconds that the timed steps of a whole model may take
-_SHARE = 1 / 8  # of the memory, that weights, gradients and moments of a model may take that is timed whole
-_LONG = 1.0  # seconds of a pass from which on it is not repeated, and rows are not added
 _MADE = 32  # rows that are made for it
 
 
@@ -105,7 +91,7 @@ def estimate(plan: RunPlan, *, ranks: int = 1) -> list[StageEstimate]:
     with _nothing_changed():
         built = {spec.stream: build_stream(spec.stream, plan.streams[spec.stream], device=device) for spec in plan.stages}
         made = {name: _some_rows(b, seed=plan.seed) for name, b in built.items()}
-        process = _resident_bytes()
+        process = resident_bytes()
         return [
             _stage(plan, spec, built[spec.stream], *made[spec.stream], process=process, ranks=ranks) for spec in plan.stages
         ]
@@ -135,10 +121,10 @@ def _stage(
         compiled=plan.compiled,
         recompute=plan.recompute,
     )
-    limit, host_limit = _limit(machine.device), memory_bytes()
+    limit, host_limit = memory_limit(machine.device), memory_bytes()
     steps = steps_of(plan, spec, whole)
-    trained = {name for name, p in whole.named_parameters() if any(p is one for _, one in trained_of(spec, whole))}
-    found = _measured(plan, spec, built, machine, rows=rows, micro=micro, limit=limit, layers=len(whole.blocks))
+    trained = _trained(whole, spec)
+    found = measure(plan, spec, built, machine, rows=rows, micro=micro, limit=limit, layers=len(whole.blocks))
     sizes = _Sizes.of(whole, trained, found, micro=micro, seq_len=stream.seq_len, machine=machine)
 
     step = share * found.row_seconds(len(whole.blocks)) + found.update_seconds(len(whole.blocks))
@@ -150,7 +136,7 @@ def _stage(
     )
     parts, host = memory(ranks=ranks, shards=ranks if plan.shard == "all" else 1 if plan.shard == "none" else int(plan.shard))
     state = sum(parts[k] for k in ("weights", "gradients", "moments"))
-    if 3 * step < _QUICK and (limit is None or (state < _SHARE * limit and sum(parts.values()) < limit / 2)):
+    if 3 * step < _QUICK and (limit is None or (state < SHARE * limit and sum(parts.values()) < limit / 2)):
         trials = max(4, min(steps, round(1 / step)))
         step = _timed(plan, spec, built, machine, trials=trials, rows=share)
         how = "timed"
@@ -178,261 +164,10 @@ def _stage(
     return replace(estimated, helps=_helps(plan, estimated, micro=micro, shards=ranks > 1 and plan.shard != "none"))
 
 
-# ----------------------------------------------------------------------------------------------------- what is measured
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Line:
-    """What is linear in blocks and rows: outer + blocks x block, each with a fixed part and one a row."""
-
-    outer: float
-    outer_row: float
-    block: float
-    block_row: float
-
-    def at(self, *, layers: int, rows: int) -> float:
-        return self.outer + layers * self.block + rows * (self.outer_row + layers * self.block_row)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Measured:
-    """What a cut model of `layers` blocks showed."""
-
-    layers: int
-    kept: _Line  # bytes that a forward pass leaves for the backward pass
-    beyond: _Line  # bytes that the last block's backward pass needs beyond these (negative: it needs none)
-    updating: float  # bytes that an optimizer's step needs for itself
-    moments: Mapping[Role, float]  # bytes a parameter, by role without layer
-    row: tuple[float, float]  # seconds of a row: outer part, a block
-    update: tuple[float, float]  # seconds of clipping and an optimizer's step: outer part, a block
-
-    def row_seconds(self, layers: int) -> float:
-        return self.row[0] + layers * self.row[1]
-
-    def update_seconds(self, layers: int) -> float:
-        return self.update[0] + layers * self.update[1]
-
-
-def _measured(
-    plan: RunPlan,
-    spec: StageSpec,
-    built: BuiltStream,
-    machine: Machine,
-    *,
-    rows: Sequence[Row],
-    micro: int,
-    limit: float | None,
-    layers: int,
-) -> _Measured:
-    """Run a cut model: with no block and with its first ones, on one row and on two, then on as many as time allows."""
-    eager = replace(machine, compiled=False)
-    cut = min(_CUT, layers)
-    stage = _cut_stage(plan, spec, built, eager, layers=cut, limit=limit)
-    blocks, cut = stage.model.blocks, len(stage.model.blocks)
-    most = 1 if micro == 1 else 2
-    batches = {n: _batch(rows, n, machine) for n in (1, most)}
-
-    def passed(depth: int, batch: Batch, live: "_Live | None" = None) -> float:
-        stage.model.blocks = blocks[:depth]
-        started = time.perf_counter()
-        _pass(stage, batch, machine, live)
-        return time.perf_counter() - started
-
-    passed(cut, batches[1])  # gradients are there from now on, as in a step's later micro-batches
-    once = passed(cut, batches[1])
-    kept, beyond, seconds = {}, {}, {}
-    for depth in (0, cut):
-        for n, batch in batches.items():
-            with _Live() as live:
-                seconds[depth, n] = passed(depth, batch, live)
-            kept[depth, n], beyond[depth, n] = live.kept, live.beyond
-    updates = {depth: _update(stage, blocks, depth) for depth in (0, cut)}
-    with _Live() as live:
-        _update(stage, blocks, cut)
-    updating = float(live.peak)
-    moments: dict[Role, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for name, parameter in stage.model.named_parameters():
-        held = [v for v in stage.optimizer.state.get(parameter, {}).values() if isinstance(v, Tensor)]
-        if held:
-            totals = moments[_anywhere(stage.model.roles[name])]
-            totals[0] += sum(v.nbytes for v in held)
-            totals[1] += parameter.numel()
-
-    times = {depth: [seconds[depth, most] / most] for depth in (0, cut)}
-    if machine.compiled or once < _LONG:
-        if machine.compiled:
-            stage.model.blocks = blocks
-            place(stage.model, replace(machine, recompute=False))
-        fits = math.inf if limit is None else _SHARE * limit / max(1.0, kept[cut, 1])
-        n = int(max(1, min(micro, fits, _LONG / once)))
-        batch = _batch(rows, n, machine)
-        passed(cut, batch)
-        for depth in times:
-            times[depth] = []
-        begun = time.perf_counter()
-        while len(times[cut]) < 3 or (len(times[cut]) < 9 and time.perf_counter() - begun < 2 * _LONG):
-            for depth in (0, cut):
-                times[depth].append(passed(depth, batch) / n)
-    row = {depth: statistics.median(values) for depth, values in times.items()}
-    return _Measured(
-        layers=cut,
-        kept=_line(kept, cut, most),
-        beyond=_line({(d, n): v for (d, n), v in beyond.items() if d == cut}, cut, most),
-        updating=updating,
-        moments={role: held / count for role, (held, count) in moments.items()},
-        row=(row[0], max(0.0, row[cut] - row[0]) / cut),
-        update=(updates[0], max(0.0, updates[cut] - updates[0]) / cut),
-    )
-
-
-def _line(values: Mapping[tuple[int, int], float], cut: int, most: int) -> _Line:
-    """Fit what was measured at (blocks, rows); without values at no block, it is one number for any number of blocks."""
-
-    def along(depth: int) -> tuple[float, float]:
-        slope = values[depth, most] / most if most == 1 else values[depth, 2] - values[depth, 1]
-        return values[depth, 1] - slope, slope
-
-    fixed, slope = along(cut)
-    if (0, 1) not in values:
-        return _Line(outer=fixed, outer_row=slope, block=0.0, block_row=0.0)
-    outer, outer_row = along(0)
-    return _Line(outer=outer, outer_row=outer_row, block=(fixed - outer) / cut, block_row=(slope - outer_row) / cut)
-
-
-def _cut_stage(
-    plan: RunPlan, spec: StageSpec, built: BuiltStream, machine: Machine, *, layers: int, limit: float | None
-) -> Stage:
-    """Return a stage with a model of a few blocks; of one, if two would not fit. A model that cannot be cut stays whole."""
-    config = models.parts.build(plan.model, path="model")
-    if is_dataclass(config) and hasattr(config, "num_layers"):
-        for depth in (layers, 1):
-            config = replace(config, num_layers=depth)  # type: ignore[type-var]
-            with torch.device("meta"):
-                needed = 16 * sum(p.numel() for p in config.build(vocab_size=built.stream.vocab_size).parameters())
-            if limit is None or needed < limit / 2:
-                break
-    model = config.build(vocab_size=built.stream.vocab_size)
-    initialize(model, spec.model_copy(update={"embedding_std": None}), seed=plan.seed, old=None)
-    place(model, machine)
-    frozen = [p for p in spec.frozen if any(first_match((p,), r, num_layers=len(model.blocks)) for r in model.roles.values())]
-    if all(first_match(tuple(frozen), r, num_layers=len(model.blocks)) for r in model.roles.values()):
-        frozen = []  # what is trained lies in blocks that were cut away
-    return build_stage(plan, spec.model_copy(update={"frozen": frozen}), built, model)
-
-
-def _batch(rows: Sequence[Row], count: int, machine: Machine) -> Batch:
-    """Return `count` rows as a batch on the device; a few rows are repeated."""
-    return machine.fetched(collate([rows[i % len(rows)] for i in range(count)]))
-
-
-def _pass(stage: Stage, batch: Batch, machine: Machine, live: "_Live | None" = None) -> None:
-    """Go forward and backward once, as the training loop does with a micro-batch; gradients add up."""
-    stage.model.train()
-    hooks: list[Any] = []
-    if live is not None and len(stage.model.blocks):
-        last = stage.model.blocks[-1]
-        hooks = [last.register_full_backward_pre_hook(live.enter), last.register_full_backward_hook(live.leave)]
-    with machine.autocast():
-        outputs = stage.model(batch)
-        mean = outputs.hidden_BTD.new_zeros((), dtype=torch.float32)
-        for weight, objective in stage.objectives:
-            if weight and (count := objective.count(batch)):
-                mean = mean + weight * objective(outputs, batch=batch).sum_nats / count
-    if live is not None:
-        live.keep()
-    if mean.requires_grad:
-        mean.backward()
-    _finish_on(machine.device)
-    for hook in hooks:
-        hook.remove()
-
-
-def _update(stage: Stage, blocks: Any, depth: int) -> float:
-    """Return the seconds of clipping and stepping a model of `depth` blocks; a first step, which makes moments, not counted."""
-    everything = [p for group in stage.optimizer.param_groups for p in group["params"]]
-    stage.model.blocks = blocks[:depth]
-    inside = {id(p) for p in stage.model.parameters()}
-    stage.model.blocks = blocks
-    outside = {p: p.grad for p in everything if id(p) not in inside}
-    parameters = [p for p in everything if id(p) in inside]
-    times = []
-    for parameter in outside:
-        parameter.grad = None  # which an optimizer passes over
-    while len(times) < 2 or (len(times) < 5 and sum(times) < _LONG / 2):
-        started = time.perf_counter()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        stage.optimizer.step()
-        _finish_on(next(stage.model.parameters()).device)
-        times.append(time.perf_counter() - started)
-    for parameter, gradient in outside.items():
-        parameter.grad = gradient
-    return statistics.median(times[1:])
-
-
-def _finish_on(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def _anywhere(role: Role) -> Role:
-    return Role(role.part, None, role.tensor)
-
-
-class _Live(TorchDispatchMode):
-    """Counts the bytes of tensors that were made while it is on and are alive: `now`, and the most there were, `peak`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.kept, self.beyond = 0.0, 0.0
-        self._entered = False
-        self._most_inside = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for x in tree_leaves((args, kwargs)):
-            if isinstance(x, Tensor):
-                self._meet(x, made=False)
-        out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, Tensor):
-                self._meet(x, made=True)
-        self.peak = max(self.peak, self.now)
-        if self._entered:
-            self._most_inside = max(self._most_inside, self.now)
-        return out
-
-    def _meet(self, tensor: Tensor, *, made: bool) -> None:
-        storage = tensor.untyped_storage()
-        address = storage._cdata
-        if address in self._known:
-            return
-        self._known.add(address)
-        size = storage.nbytes() if made else 0  # what was there before is not counted
-        self.now += size
-        weakref.finalize(storage, self._lose, address, size)
-
-    def _lose(self, address: int, size: int) -> None:
-        self._known.discard(address)
-        self.now -= size
-
-    def keep(self) -> None:
-        """Note what is alive after the forward pass."""
-        self.kept = float(self.now)
-
-    def enter(self, *_: Any) -> None:
-        """The last block goes backward from here ..."""
-        self._entered, self._most_inside = True, self.now
-
-    def leave(self, *_: Any) -> None:
-        """... to here."""
-        self._entered = False
-        self.beyond = self._most_inside - self.kept
-
-
-# ------------------------------------------------------------------------------------------------------- what adds up
+def _trained(model: Any, spec: StageSpec) -> set[str]:
+    """Return the names of the parameters that a stage trains."""
+    chosen = {id(p) for _, p in trained_of(spec, model)}
+    return {name for name, p in model.named_parameters() if id(p) in chosen}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -451,10 +186,10 @@ class _Sizes:
     on_device: bool  # not the processor
 
     @classmethod
-    def of(cls, model: Any, trained: set[str], found: _Measured, *, micro: int, seq_len: int, machine: Machine) -> "_Sizes":
+    def of(cls, model: Any, trained: set[str], found: Measured, *, micro: int, seq_len: int, machine: Machine) -> "_Sizes":
         layers = len(model.blocks)
         named = dict(model.named_parameters())
-        moments = sum(p.numel() * found.moments.get(_anywhere(model.roles[n]), 8.0) for n, p in named.items() if n in trained)
+        moments = sum(p.numel() * found.moments.get(anywhere(model.roles[n]), 8.0) for n, p in named.items() if n in trained)
         outer = sum(p.nbytes for n, p in named.items() if model.roles[n].layer is None)
         weights = sum(p.nbytes for p in named.values())
         head = sum(p.numel() for p in model.head.parameters())
@@ -513,14 +248,11 @@ def _helps(plan: RunPlan, found: StageEstimate, *, micro: int, shards: bool) -> 
     return (*said, "a smaller preset")
 
 
-# ------------------------------------------------------------------------------------------------------ rows and steps
-
-
 def _some_rows(built: BuiltStream, *, seed: int) -> tuple[list[Row], float]:
     """Return some rows, and the seconds that one takes to make once everything is compiled and open."""
     rows = _rows(built, 0, count=1, seed=seed)
     started = time.perf_counter()
-    while len(rows) < _MADE and time.perf_counter() - started < _LONG:
+    while len(rows) < _MADE and time.perf_counter() - started < LONG:
         rows += _rows(built, len(rows), count=len(rows), seed=seed)
     return rows, (time.perf_counter() - started) / (len(rows) - 1)
 
@@ -593,49 +325,6 @@ def _tokens_a_byte(built: BuiltStream, corpus: Any) -> float:
     first = up_to(corpus.documents("valid"), 0)
     ids = [d.data["ids"] if "ids" in d.data else built.tokenizer.encode(d.text) for d in first]
     return sum(map(len, ids)) / max(1, sum(d.size_bytes for d in first))
-
-
-# ---------------------------------------------------------------------------------------------------------- the machine
-
-
-def memory_bytes() -> float | None:
-    """Return the memory that this process may use: the machine's, or less if a group or a limit says so; None if unknown."""
-    found = []
-    with suppress(ValueError, OSError):
-        found.append(float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
-    for limit in _group_limits():
-        with suppress(ValueError, OSError):  # "max", or no such file
-            found.append(float(limit.read_text()))
-    most = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if most != resource.RLIM_INFINITY:
-        found.append(float(most))
-    return min(found, default=None)
-
-
-def _group_limits() -> Iterator[Path]:
-    """Give the files that may limit this process's memory: of its control group and those around it."""
-    with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, kinds, path = line.split(":", 2)
-            if kinds and "memory" not in kinds.split(","):
-                continue
-            root = Path("/sys/fs/cgroup/memory" if kinds else "/sys/fs/cgroup")
-            name = "memory.limit_in_bytes" if kinds else "memory.max"
-            here = root / path.lstrip("/")
-            yield from (folder / name for folder in (here, *here.parents) if folder.is_relative_to(root))
-
-
-def _limit(device: torch.device) -> float | None:
-    return float(torch.cuda.mem_get_info(device)[1]) if device.type == "cuda" else memory_bytes()
-
-
-def _resident_bytes() -> float:
-    """Return what this process has in memory now: program, libraries, data."""
-    gc.collect()
-    try:
-        return float(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
-    except (OSError, ValueError):  # not Linux: the most there ever was
-        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
 
 @contextmanager
