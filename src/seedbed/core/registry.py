@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ import pydantic
 from seedbed.core.errors import ConfigError, DataError, nearest
 
 ALLOW_LOCAL_CODE = "SEEDBED_ALLOW_LOCAL_CODE"  # set by --allow-local-code, so that workers of a study inherit it
+
+
+@cache
+def _published(room: str) -> dict[str, str]:
+    """Return the parts of other packages; finding them reads the metadata of every installed package, so once."""
+    return {point.name: point.value for point in entry_points(group=f"seedbed.{room}")}
 
 
 class Registry:
@@ -32,14 +39,13 @@ class Registry:
         return iter(self._known())
 
     def _known(self) -> dict[str, str]:
-        found = {e.name: e.value for e in entry_points(group=f"seedbed.{self.room}")}
-        return {**found, **self._parts}
+        return {**_published(self.room), **self._parts}
 
     def resolve(self, kind: str) -> type:
         """Return the class of a part. Raises ConfigError for an unknown name, with the nearest right ones."""
         if ".py:" in kind:
             return self._local(kind)
-        known = self._known()
+        known = self._parts if kind in self._parts else self._known()
         if kind not in known:
             raise ConfigError(f"{self.room} has no part {kind!r}; {nearest(kind, known)}")
         module, _, name = known[kind].partition(":")

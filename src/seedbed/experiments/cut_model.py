@@ -157,7 +157,7 @@ def _cut_stage(
     config: Any = models.parts.build(plan.model, path="model")
     if is_dataclass(config) and hasattr(config, "num_layers"):
         for depth in (layers, 1):
-            config = replace(config, num_layers=depth)
+            config = replace(config, num_layers=depth)  # type: ignore[type-var]
             with torch.device("meta"):
                 needed = 16 * sum(p.numel() for p in config.build(vocab_size=built.stream.vocab_size).parameters())
             if limit is None or needed < limit / 2:

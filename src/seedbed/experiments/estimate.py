@@ -56,7 +56,7 @@ class StageEstimate:
     `parts_mib` says what the peak of memory consists of, where the model computes: weights, gradients, moments, activations
     (what a micro-batch's forward pass leaves for its backward pass), working (logits and their gradients, or what a block needs
     while it goes backward), and on a processor also checkpoint (the copy that is being written) and process (program and data).
-    On a GPU these two are in `host_parts_mib`. Gradients that are made while activations go, as in a step of one micro-batch,
+    On a GPU these two are in `host_parts_mib`, and gradients that are made while activations go, as in a step of one micro-batch,
     count for what they need beyond these.
     """
 
@@ -219,8 +219,8 @@ class _Sizes:
         gathered = self.outer + 2 * self.block if shards > 1 else 0.0  # weights of a block, and its gradients
         summed = 2 * self.gradients if ranks > 1 and shards == 1 else 0.0  # laid end to end, to be summed over ranks
         working = max(self.logits, self.beyond, 0.0) + gathered
-        # with one micro-batch gradients come while activations go
-        rest = gradients if several else max(0.0, gradients - self.kept - working)
+        # with one micro-batch gradients come while activations go; what a processor has let go stays with the process
+        rest = gradients if several or not self.on_device else max(0.0, gradients - self.kept - working)
         backward = {"gradients": rest, "activations": self.kept, "working": working}
         update = {"gradients": gradients, "activations": 0.0, "working": max(self.updating, summed)}
         fullest = max((backward, update), key=lambda moment: sum(moment.values()))
