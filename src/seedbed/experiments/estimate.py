@@ -56,8 +56,8 @@ class StageEstimate:
     `parts_mib` says what the peak of memory consists of, where the model computes: weights, gradients, moments, activations
     (what a micro-batch's forward pass leaves for its backward pass), working (logits and their gradients, or what a block needs
     while it goes backward), and on a processor also checkpoint (the copy that is being written) and process (program and data).
-    On a GPU these two are in `host_parts_mib`, and gradients that are made while activations go, as in a step of one micro-batch,
-    count for what they need beyond these.
+    On a GPU these two are in `host_parts_mib`, and gradients that are made while activations go, as in a step of one
+    micro-batch, count for what they need beyond these.
     """
 
     stage: str
