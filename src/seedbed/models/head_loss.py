@@ -43,7 +43,7 @@ class Head:
 
     def rows(self, positions: int) -> int:
         """Return how many positions the longest chunk has."""
-        size = CHUNK if self.weight_VD.device.type == "cpu" else 4 * CHUNK  # a GPU wants longer products; how long: not measured
+        size = CHUNK if self.weight_VD.device.type == "cpu" else 4 * CHUNK  # of a GPU not measured
         return max(1, min(positions, size // len(self.weight_VD)))
 
 
