@@ -247,6 +247,7 @@ def test_a_leaping_loss_is_recorded_said_and_kept_over_a_resume(tmp_path):
             "loss_nats": loss,
             "learning_rate": 1e-3,
             "gradient_norm": norm,
+            "data_seconds": 0.0,
             "seconds": 0.1,
         }
 
