@@ -14,7 +14,7 @@ from statistics import median
 
 import torch
 
-from seedbed.models.products import library
+from seedbed.models.products import LIBRARY
 
 SHAPES = [(4096, 128, 384), (4096, 256, 1376), (4096, 688, 256), (1024, 768, 2304), (2048, 256, 10_002)]
 
@@ -33,7 +33,7 @@ def main() -> None:
             ratios[f"{m}x{k}x{n} {name}"] = blas / onednn
             speeds = ", ".join(f"{2e-9 * m * k * n / s:.1f}" for s in (blas, onednn))
             print(f"{m} x {k} x {n}, {name}: {speeds} GFLOP/s, {blas / onednn:.2f}x", flush=True)
-    print(json.dumps({"ratio": ratios, "median": median(ratios.values()), "chosen": library(), "threads": asked.threads}))
+    print(json.dumps({"ratio": ratios, "median": median(ratios.values()), "chosen": LIBRARY, "threads": asked.threads}))
 
 
 def _onednn(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -153,7 +153,7 @@ def test_positions_of_weight_0_meet_neither_head(monkeypatch):
     outputs = Outputs(hidden_BTD=nan_BTD, head=outputs.head)
     with torch.no_grad():
         teacher.outputs.hidden_BTD[weights_BT == 0] = float("nan")
-    monkeypatch.setattr(products, "library", lambda: "blas")  # by another library it would be counted elsewhere
+    monkeypatch.setattr(products, "LIBRARY", "blas")  # by another library it would be counted elsewhere
     seen, mm, linear = [], torch.mm, F.linear
     monkeypatch.setattr(torch, "mm", lambda a, b, **named: seen.append(len(a)) or mm(a, b, **named))
     monkeypatch.setattr(F, "linear", lambda x, *rest: seen.append(len(x)) or linear(x, *rest))

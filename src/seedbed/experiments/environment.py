@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from seedbed.engine.precision import Machine, available_threads
-from seedbed.models.products import library
+from seedbed.models.products import LIBRARY
 
 _PACKAGES = ("seedbed", "torch", "numpy", "numba", "scipy", "safetensors", "pydantic")
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG")
@@ -26,7 +26,7 @@ def environment(machine: Machine | None = None) -> dict[str, Any]:
         "processor": processor(),
         "processors_available": available_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "products": library(),
+        "products": LIBRARY,
         "zlib": zlib.ZLIB_RUNTIME_VERSION,
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         "commit": commit(),

@@ -7,7 +7,6 @@ Letters: M, K, N rows and columns; B rows, T positions.
 """
 
 import platform
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,7 @@ from torch import Tensor, nn
 ONEDNN, BLAS = "onednn", "blas"
 
 
-@cache
-def library() -> str:
-    """Return what multiplies float32 matrices on this processor: "onednn" on AMD's, where torch has it, else torch's "blas"."""
+def _library() -> str:
     there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return ONEDNN if there and _maker() == "AuthenticAMD" else BLAS
 
@@ -34,17 +31,37 @@ def _maker() -> str:
         return "AuthenticAMD" if "AuthenticAMD" in platform.processor() else "unknown"  # Windows says it there
 
 
+LIBRARY = (
+    _library()
+)  # what multiplies float32 matrices on this processor: oneDNN on AMD's, where torch has it, else torch's BLAS
+
+
 def product(a_MK: Float[Tensor, "M K"], b_KN: Float[Tensor, "K N"]) -> Float[Tensor, "M N"]:
     """Return a @ b; gradients do not pass (see `Linear`)."""
     if suits(a_MK) and suits(b_KN):
-        made: Tensor = torch.ops.mkldnn._linear_pointwise(a_MK, b_KN.t(), None, "none", [], "")
-        return made
+        return _opaque(a_MK, b_KN) if torch.compiler.is_compiling() else _by_onednn(a_MK, b_KN)
     return torch.mm(a_MK, b_KN)
+
+
+def _by_onednn(a_MK: Tensor, b_KN: Tensor) -> Tensor:
+    made: Tensor = torch.ops.mkldnn._linear_pointwise(a_MK, b_KN.t(), None, "none", [], "")
+    return made
+
+
+@torch.library.custom_op("seedbed::product", mutates_args=())
+def _opaque(a_MK: Tensor, b_KN: Tensor) -> Tensor:
+    """The same for compiled blocks, which do not look inside."""
+    return _by_onednn(a_MK, b_KN)
+
+
+@_opaque.register_fake
+def _(a_MK: Tensor, b_KN: Tensor) -> Tensor:
+    return a_MK.new_empty(a_MK.shape[0], b_KN.shape[1])
 
 
 def suits(values: Tensor) -> bool:
     """Whether oneDNN is to multiply it."""
-    return values.device.type == "cpu" and values.dtype == torch.float32 and values.numel() > 0 and library() == ONEDNN
+    return values.device.type == "cpu" and values.dtype == torch.float32 and values.numel() > 0 and LIBRARY == ONEDNN
 
 
 class Linear(nn.Linear):
