@@ -51,8 +51,9 @@ peers: .venv-peers/hf/.ready .venv-peers/litgpt/.ready
 
 .venv-peers/%/.ready: benchmarks/peers/%.txt $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv-peers/$*
-	.venv-peers/$*/bin/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --requirement $<
+	grep '^torch==' $(CONSTRAINTS) > .venv-peers/$*/torch.txt || true
+	.venv-peers/$*/bin/pip install --quiet --disable-pip-version-check --constraint .venv-peers/$*/torch.txt --requirement $<
 	@touch $@
 
 clean:
-	rm -rf .venv build dist site src/*.egg-info
+	rm -rf .venv .venv-peers build dist site src/*.egg-info
