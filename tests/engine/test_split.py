@@ -31,7 +31,7 @@ def four(tmp_path_factory):
         capture_output=True,
         text=True,
         check=False,
-        timeout=400,
+        timeout=900,
         env=environment,
         cwd=Path(__file__).parents[2],
     )

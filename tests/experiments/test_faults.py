@@ -59,7 +59,7 @@ def test_killed_at_random_moments_a_run_goes_on_to_the_uninterrupted_result(reci
                 worker = [sys.executable, str(HERE / "kill_at.py"), str(folder)]
                 environment = {**os.environ, "KILL_AT": str(chance.randint(1, 120))}
                 process = subprocess.Popen(worker, stderr=subprocess.DEVNULL, env=environment)
-            kills += process.wait(timeout=120) == -signal.SIGKILL
+            kills += process.wait(timeout=900) == -signal.SIGKILL
         commands.resume(folder, say=_quiet)
         _same(whole, folder)
         assert not [p for p in (folder / "checkpoints").iterdir() if p.name.startswith((".", "damaged"))]
@@ -189,7 +189,7 @@ def test_data_workers_end_with_their_run_and_a_killed_one_is_named(recipe, tmp_p
         workers = [p for p in _children(run.pid) if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
         assert len(workers) >= 1
         os.kill(run.pid if victim == "run" else workers[0], signal.SIGKILL)
-        _, said = run.communicate(timeout=60)
+        _, said = run.communicate(timeout=900)
         begun = time.monotonic()
         while time.monotonic() - begun < 20 and any(Path(f"/proc/{p}").exists() for p in workers):
             time.sleep(0.05)

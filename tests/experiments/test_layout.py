@@ -96,7 +96,7 @@ def _ranks(number, *words, module="seedbed", **environment):
 def test_two_ranks_change_a_run_by_rounding_only_and_one_can_go_on_from_two(recipe, tmp_path):
     whole = _run(recipe, tmp_path / "whole").folder
     run = _ranks(2, "run", str(recipe), "--arm", "nca", "--threads", "1", "--out", str(tmp_path / "two"))
-    said, _ = run.communicate(timeout=240)
+    said, _ = run.communicate(timeout=900)
     assert run.returncode == 0, said
     assert _losses(tmp_path / "two") == pytest.approx(_losses(whole), rel=BOUND)
     one, two = (finished(f) for f in (whole, tmp_path / "two"))
@@ -114,7 +114,7 @@ def test_two_ranks_change_a_run_by_rounding_only_and_one_can_go_on_from_two(reci
         time.sleep(0.02)
     ranks = [p for p in _children(run.pid) if p != run.pid]
     os.kill(ranks[-1], signal.SIGKILL)
-    said, _ = run.communicate(timeout=120)
+    said, _ = run.communicate(timeout=900)
     assert run.returncode != 0 and finished(folder) is None
     lines = []
     calls = iter(range(1, 100))
@@ -133,14 +133,14 @@ def test_a_split_run_that_lost_a_rank_goes_on_over_four_ranks_and_over_one(recip
     folder, sets = tmp_path / "split", ["--set", "checkpoint_every=2"]
     words = ["run", str(recipe), "--arm", "nca", "--threads", "1", "--shard", "all", "--out", str(folder), *sets]
     run = _ranks(2, *words, module="tests.experiments.lost_rank", LOST_AFTER="12")
-    said, _ = run.communicate(timeout=240)
+    said, _ = run.communicate(timeout=900)
     assert run.returncode != 0 and finished(folder) is None
     assert "another rank of this run ended" in said and "seedbed resume" in said
     steps = sorted(p.name for p in (folder / "checkpoints").iterdir() if not p.name.startswith("."))
     assert steps[-1] >= "step-00000006" and list((folder / "checkpoints" / steps[-1]).glob("shard-00002-*"))
     shutil.copytree(folder, tmp_path / "four", ignore=shutil.ignore_patterns(".lock"))
 
-    said, _ = (run := _ranks(4, "resume", str(tmp_path / "four"), "--shard", "2")).communicate(timeout=240)
+    said, _ = (run := _ranks(4, "resume", str(tmp_path / "four"), "--shard", "2")).communicate(timeout=900)
     assert run.returncode == 0 and "ranks 2 -> 4" in said and "weights split over 2" in said, said
     lines = []
     execute(folder, say=lines.append)
@@ -155,5 +155,5 @@ def test_a_split_run_that_lost_a_rank_goes_on_over_four_ranks_and_over_one(recip
 @pytest.mark.slow
 def test_rows_that_cannot_be_shared_out_evenly_are_refused(recipe, tmp_path):
     run = _ranks(3, "run", str(recipe), "--arm", "scratch", "--threads", "1", "--out", str(tmp_path / "run"))
-    said, _ = run.communicate(timeout=240)
+    said, _ = run.communicate(timeout=900)
     assert run.returncode != 0 and "batch_size 4 cannot be shared out evenly to 3 ranks" in said

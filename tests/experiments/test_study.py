@@ -249,7 +249,7 @@ def test_a_terminated_study_stops_its_runs_and_exits_130(recipe, tmp_path):
         time.sleep(0.05)
         assert study.poll() is None, study.stderr.read()
     study.send_signal(signal.SIGINT)
-    _, said = study.communicate(timeout=60)
+    _, said = study.communicate(timeout=900)
     assert study.returncode == 130 and "seedbed resume" in said and "Traceback" not in said
     assert list(out.glob("*/*/checkpoints/step-*"))
     assert not list(out.rglob(".lock"))

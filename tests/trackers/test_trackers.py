@@ -150,7 +150,7 @@ print(tracker.held_step, tracker.where)
 def sit(name, folder, *, from_step, last, loss, **variables):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "TRACKIO_", "HF_"))}
     words = [sys.executable, "-c", SITTING, name, str(folder), *map(str, (from_step, last, loss))]
-    done = subprocess.run(words, env=kept | variables, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, env=kept | variables, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     held, _, where = done.stdout.strip().partition(" ")
     return int(held), where
@@ -235,7 +235,7 @@ def test_trackio_holds_the_newest_sitting_alone(tmp_path):
         print(json.dumps(found))
     """
     words = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(words, env=os.environ | places, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(words, env=os.environ | places, capture_output=True, text=True, timeout=900, check=True)
     runs = {i: (config, losses) for i, config, losses in json.loads(done.stdout)}
     ids = [(tmp_path / name / "trackio" / "id").read_text().strip() for name in ("run", "another run")]
     assert set(runs) == set(ids)
