@@ -9,12 +9,13 @@ import sys
 import time
 
 import pytest
+import torch
 
 from seedbed.core.errors import InterruptedRunError, RefusedError
-from seedbed.engine.checkpoints import read_state
+from seedbed.engine.checkpoints import load_weights, read_state
 from seedbed.experiments import commands
 from seedbed.experiments import run as module
-from seedbed.experiments.recipe import load
+from seedbed.experiments.recipe import load, read_plan
 from seedbed.experiments.run import Sitting, create, execute, finished
 from tests.experiments.test_faults import _children
 from tests.experiments.test_run import _metrics, _run
@@ -150,6 +151,9 @@ def test_a_split_run_that_lost_a_rank_goes_on_over_four_ranks_and_over_one(recip
         assert _losses(ended) == pytest.approx(_losses(whole), rel=BOUND)
         assert finished(ended)["test"]["bits_per_byte"] == pytest.approx(one, rel=1e-4)
         assert finished(ended)["ledger"]["text"]["tokens"] == finished(whole)["ledger"]["text"]["tokens"]
+    model = module._whole_model(read_plan(tmp_path / "four"), tmp_path / "four", vocab_size=257)
+    final = load_weights(tmp_path / "four/checkpoints/final")  # in parts, and under its last name
+    assert all(torch.equal(final[name], p) for name, p in model.named_parameters())
 
 
 @pytest.mark.slow

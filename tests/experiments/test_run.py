@@ -315,3 +315,12 @@ def test_the_gpu_scale_runs_with_a_small_body_and_few_tokens(tmp_path, arm):
     assert result.final["status"] == "done" and "bits_per_byte" in result.final["test"]
     assert result.final["stage0"]["soil"]["completion"]["greedy_frame"] == 25
     assert json.loads((tmp_path / "run" / "env.json").read_text())["precision"] == "bfloat16"
+
+
+def test_held_out_text_is_read_once_a_stage(recipe, tmp_path, monkeypatch):
+    from seedbed.experiments import callbacks
+
+    read, real = [], callbacks.held_out_sets
+    monkeypatch.setattr(callbacks, "held_out_sets", lambda plan, stream: read.append(stream.stream.name) or real(plan, stream))
+    folder = _run(recipe, tmp_path / "run").folder
+    assert read == ["text"] and sum("valid_loss_nats" in line for line in _metrics(folder) if line["stage"] == "text") == 2

@@ -5,6 +5,7 @@ Where every rank has the whole model the first reads alone; a model that is spli
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ class Callbacks:
         """Whether this rank takes part in evaluation."""
         return self.machine.ranks.first or self.machine.shards > 1
 
+    @cached_property
+    def _valid(self) -> dict[str, list[Document]]:
+        """The validation documents of every held-out set, read once a stage."""
+        sets = held_out_sets(self.plan, self.stream)
+        return {name: up_to(corpus.documents("valid"), self.plan.evaluate.valid_bytes) for name, corpus in sets.items()}
+
     def evaluate(self) -> dict[str, Any]:
         """Return validation losses for a line of metrics.jsonl: of held-out text, or of rows of unseen rules."""
         if not self.reads:
@@ -53,8 +60,7 @@ class Callbacks:
         with reading(model, self.machine):
             if stream.tokenizer is None:
                 return on_unseen_rules(plan, self.spec, stream, model, self.machine) if framed(stream) else {}
-            sets = held_out_sets(plan, stream)
-            found = {name: self._losses(up_to(c.documents("valid"), plan.evaluate.valid_bytes)) for name, c in sets.items()}
+            found = {name: self._losses(documents) for name, documents in self._valid.items()}
         main = {f"valid_{k}": value for k, value in next(iter(found.values())).items()}
         return main if len(found) == 1 else {**main, "valid": found}
 

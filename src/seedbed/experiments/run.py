@@ -329,10 +329,18 @@ def _run(
         return None
     metrics.close()
     extras["spikes"] = metrics.spikes
-    if machine.shards > 1:  # the first rank takes the whole model from the last checkpoint
-        model = build_model(plan, vocab_size=built[plan.stages[-1].stream].stream.vocab_size).to(machine.device)
-        load_checkpoint(folder / "checkpoints" / extras["borders"][plan.stages[-1].name], model=model)
+    if machine.shards > 1:
+        model = _whole_model(plan, folder, vocab_size=built[plan.stages[-1].stream].stream.vocab_size).to(machine.device)
     return _finish(plan, folder, model=model, built=built, ledger=ledger, extras=extras, log=log)
+
+
+def _whole_model(plan: RunPlan, folder: Path, *, vocab_size: int) -> Any:
+    """Return the model of a run's last checkpoint, whole, whatever that is called by now."""
+    last = latest(folder / "checkpoints")
+    assert last is not None, "a stage ends with one"
+    model = build_model(plan, vocab_size=vocab_size)
+    load_checkpoint(last, model=model)
+    return model
 
 
 def _described(machine: Machine) -> str:
