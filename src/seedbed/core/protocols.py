@@ -131,12 +131,17 @@ class Outputs(Protocol):
 
 @runtime_checkable
 class Model(Protocol):
-    """A torch module whose every parameter has a role."""
+    """A torch module whose every parameter has a role.
+
+    `blocks` are its repeated parts, each called with tensors: they are compiled, recomputed and split over ranks one by one.
+    """
 
     @property
     def roles(self) -> Mapping[str, Role]: ...
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def blocks(self) -> Any: ...  # a ModuleList
     def __call__(self, batch: Batch) -> Outputs: ...
     def cost(self, *, rows: int, seq_len: int, counted: int | None = None) -> Cost: ...  # of one forward
     def initialize(self, *, seed: int, stream: str = "init", embedding_std: float | None = None) -> None: ...
@@ -145,10 +150,15 @@ class Model(Protocol):
 
 @runtime_checkable
 class ModelKind(Protocol):
-    """Settings of a model; `vocab_size` comes from the stream it is built for. `layout_free` as of an Objective."""
+    """Settings of a model; `vocab_size` comes from the stream it is built for. `layout_free` as of an Objective.
+
+    `width` is that of its states: on a processor the number type hangs on it.
+    """
 
     @property
     def layout_free(self) -> bool: ...
+    @property
+    def width(self) -> int: ...
     def build(self, *, vocab_size: int) -> Model: ...
 
 

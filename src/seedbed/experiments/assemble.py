@@ -15,6 +15,8 @@ from seedbed.core.protocols import Corpus, Prepared, Source, Tokenizer, TokenSto
 from seedbed.core.records import Cost, Role
 from seedbed.core.registry import Registry
 from seedbed.core.stream import Stream
+from seedbed.engine.precision import Machine, prepare_machine
+from seedbed.engine.ranks import Ranks
 from seedbed.engine.train import Stage
 from seedbed.experiments.recipe import Part, RunPlan, StageSpec, StreamSpec
 from seedbed.nca.rollout_torch import TorchRoller
@@ -160,6 +162,21 @@ def held_out_sets(plan: RunPlan, built: BuiltStream) -> dict[str, Corpus]:
     if main not in found:
         raise ConfigError(f"evaluate.main: no held-out set {main!r}; {nearest(main, found)}")
     return {main: found[main], **{name: corpus for name, corpus in found.items() if name != main}}
+
+
+def machine_for(plan: RunPlan, *, threads: int | None = None, ranks: Ranks | None = None, shard: str = "none") -> Machine:
+    """Set this process up as a plan asks, and return what was chosen; `threads` win over the plan's."""
+    return prepare_machine(
+        device=plan.device,
+        precision=plan.precision,
+        threads=threads or plan.threads,
+        width=models.parts.build(plan.model, path="model").width,
+        deterministic=plan.deterministic,
+        ranks=ranks,
+        compiled=plan.compiled,
+        recompute=plan.recompute,
+        shard=shard,
+    )
 
 
 def build_model(plan: RunPlan, *, vocab_size: int) -> Any:

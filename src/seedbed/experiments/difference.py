@@ -14,18 +14,8 @@ from seedbed.core.config import read_yaml
 from seedbed.core.errors import DataError
 from seedbed.engine.checkpoints import latest, weights_fingerprint
 from seedbed.experiments.journal import read_lines
+from seedbed.experiments.recipe import WHERE
 
-_HOW = (
-    "device",
-    "threads",
-    "data_workers",
-    "deterministic",
-    "compiled",
-    "recompute",
-    "shard",
-    "keep_last",
-    "keep_every",
-)  # of a plan: how, not what, it computes
 _SPENT = ("positions", "flops_run", "flops_ideal")  # of a ledger's lines; seconds differ between any two runs
 _LONGEST = 60  # characters of a value on the screen
 
@@ -139,7 +129,7 @@ class _Run:
         return "done" if self.final["status"] == "done" else f"failed: {self.final.get('error', 'no reason given')}"
 
     def recipe(self) -> dict[str, Any]:
-        return _flat({k: v for k, v in self.plan.items() if k not in _HOW})
+        return _flat({k: v for k, v in self.plan.items() if k not in WHERE})
 
     def data(self) -> dict[str, Any] | None:
         found = self._last("data")
@@ -158,7 +148,7 @@ class _Run:
         return {k: v for k, v in facts.items() if k != "packages.seedbed"}
 
     def asked(self) -> dict[str, Any]:
-        return {f"asked.{name}": self.plan[name] for name in _HOW if name in self.plan}
+        return {f"asked.{name}": self.plan[name] for name in WHERE if name in self.plan}
 
     def layout(self) -> dict[str, Any] | None:
         return None if self.state is None else _flat(self.state.get("layout") or {"threads": self.state.get("threads")})

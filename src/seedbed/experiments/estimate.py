@@ -24,7 +24,7 @@ from seedbed.core.records import Measurement, Row
 from seedbed.core.stream import Stream
 from seedbed.engine.feed import Feed
 from seedbed.engine.placement import place
-from seedbed.engine.precision import Machine, available_threads, prepare_machine, settled_device
+from seedbed.engine.precision import Machine, available_threads, settled_device
 from seedbed.engine.train import Counters, Hooks, train
 from seedbed.experiments.assemble import (
     BuiltStream,
@@ -33,6 +33,7 @@ from seedbed.experiments.assemble import (
     build_stream,
     held_out_sets,
     initialize,
+    machine_for,
     steps_of,
     trained_of,
 )
@@ -40,7 +41,7 @@ from seedbed.experiments.cut_model import LONG, SHARE, Measured, anywhere, measu
 from seedbed.experiments.memory import memory_bytes, memory_limit, resident_bytes
 from seedbed.experiments.readings import framed, up_to
 from seedbed.experiments.recipe import RunPlan, StageSpec
-from seedbed.models.head_loss import CHUNK
+from seedbed.models.head_loss import chunk_rows
 
 MIB = 2**20
 EIGHT = 8  # ranks for which it is said what a model needs that is split over them ...
@@ -112,15 +113,7 @@ def _stage(
     micro = min(spec.micro_batch_size or share, share)
     with torch.device("meta"):
         whole = build_model(plan, vocab_size=stream.vocab_size)
-    machine = prepare_machine(
-        device=plan.device,
-        precision=plan.precision,
-        threads=plan.threads,
-        width=whole.config.width,
-        deterministic=plan.deterministic,
-        compiled=plan.compiled,
-        recompute=plan.recompute,
-    )
+    machine = machine_for(plan)
     limit, host_limit = memory_limit(machine.device), memory_bytes()
     steps = steps_of(plan, spec, whole)
     trained = _trained(whole, spec)
@@ -192,9 +185,9 @@ class _Sizes:
         moments = sum(p.numel() * found.moments.get(anywhere(model.roles[n]), 8.0) for n, p in named.items() if n in trained)
         outer = sum(p.nbytes for n, p in named.items() if model.roles[n].layer is None)
         weights = sum(p.nbytes for p in named.values())
-        head = sum(p.numel() for p in model.head.parameters())
         width, vocabulary, positions = model.config.width, model.vocab_size, micro * seq_len
-        chunk = min(max(1, CHUNK // vocabulary), positions) * vocabulary
+        head = width * vocabulary
+        chunk = chunk_rows(positions, vocab_size=vocabulary, on_processor=machine.device.type == "cpu") * vocabulary
         casts = (2 * (chunk + 2 * head)) if machine.bfloat16 else 0  # of a chunk's gradient, the head, and a product
         again = 4 * head + (2 if machine.bfloat16 else 4) * positions * width  # the gradients of both, scaled
         return cls(

@@ -187,8 +187,8 @@ _ADDED: list[tuple[str, str, Any]] = [
     ("evaluate", "sets", {}),
     ("evaluate", "main", None),
 ]
-# what moves no number beyond rounding
-_WHERE = {"device", "threads", "data_workers", "deterministic", "compiled", "recompute", "shard", "keep_last", "keep_every"}
+# settings of a plan that say where and how it computes; they move no number beyond rounding
+WHERE = ("device", "threads", "data_workers", "deterministic", "compiled", "recompute", "shard", "keep_last", "keep_every")
 _NO_TUNE = TuneSpec(seeds=[0], grids={})
 
 
@@ -282,7 +282,7 @@ class RunPlan(_Strict):
 
     def fingerprint(self) -> str:
         """Return a hash of everything that decides the numbers; where it computes is left out."""
-        facts = self.model_dump(by_alias=True, exclude=_WHERE)
+        facts = self.model_dump(by_alias=True, exclude=set(WHERE))
         for where, name, default in _ADDED:  # a plan from before a setting existed keeps its hash
             for spec in facts[where].values() if where == "streams" else facts[where] if where == "stages" else [facts[where]]:
                 if spec[name] == default:

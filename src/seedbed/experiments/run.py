@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from seedbed import models
 from seedbed.core.draws import key
 from seedbed.core.durable import locked, write_json, write_whole
 from seedbed.core.errors import DataError, InterruptedRunError, RefusedError, RunFailedError, StoppedRunError
@@ -27,7 +26,7 @@ from seedbed.core.records import Cost
 from seedbed.engine.checkpoints import FINAL, latest, load_checkpoint, newest_whole, prune, read_state
 from seedbed.engine.feed import Feed
 from seedbed.engine.placement import place, reading
-from seedbed.engine.precision import Machine, prepare_machine
+from seedbed.engine.precision import Machine
 from seedbed.engine.ranks import Ranks, join_ranks, together
 from seedbed.engine.saving import Saver
 from seedbed.engine.train import Counters, Hooks, NotFiniteError, train
@@ -38,6 +37,7 @@ from seedbed.experiments.assemble import (
     build_stream,
     initialize,
     layout_free,
+    machine_for,
     open_stream,
 )
 from seedbed.experiments.borders import carry_moments, cross, described, open_giver
@@ -188,18 +188,7 @@ def _run(
     last: Path | None = ranks.from_first(newest[0] if newest else None)
     state = read_state(last) if last else None
     layout = _layout(plan, sitting, ranks, known=state["layout"] if state else None, log=log)
-    width = getattr(models.parts.build(plan.model, path="model"), "width", 0)
-    machine = prepare_machine(
-        device=plan.device,
-        precision=plan.precision,
-        threads=layout["threads"],
-        width=width,
-        deterministic=plan.deterministic,
-        ranks=ranks,
-        compiled=plan.compiled,
-        recompute=plan.recompute,
-        shard=sitting.shard or plan.shard,
-    )
+    machine = machine_for(plan, threads=layout["threads"], ranks=ranks, shard=sitting.shard or plan.shard)
     layout["threads"] = machine.threads
     facts = environment(machine)
     if ranks.first:

@@ -27,6 +27,11 @@ def wide(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
+def chunk_rows(positions: int, *, vocab_size: int, on_processor: bool) -> int:
+    """Return how many of so many positions the longest chunk has; what is best on a GPU was not measured."""
+    return max(1, min(positions, (CHUNK if on_processor else 4 * CHUNK) // vocab_size))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Head:
     """What turns states into logits: `weight_VD` and, if there is one, `bias_V`."""
@@ -43,8 +48,7 @@ class Head:
 
     def rows(self, positions: int) -> int:
         """Return how many positions the longest chunk has."""
-        size = CHUNK if self.weight_VD.device.type == "cpu" else 4 * CHUNK  # of a GPU not measured
-        return max(1, min(positions, size // len(self.weight_VD)))
+        return chunk_rows(positions, vocab_size=len(self.weight_VD), on_processor=self.weight_VD.device.type == "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
