@@ -12,6 +12,8 @@ from seedbed.core.errors import ConfigError
 from seedbed.core.protocols import (
     Corpus,
     Mixture,
+    Model,
+    ModelKind,
     Objective,
     OptimizerKind,
     Packer,
@@ -140,6 +142,15 @@ def test_a_mixture_gives_the_same_draws_however_they_are_cut(name):
     whole = mixture.draws(0, count=50, sizes=sizes, seed=3)
     assert whole == [d for s in range(0, 50, 7) for d in mixture.draws(s, count=min(7, 50 - s), sizes=sizes, seed=3)]
     assert mixture.wants is None or isinstance(mixture.wants[0], str)
+
+
+@pytest.mark.parametrize("name", _of("models"))
+def test_a_model_gives_every_parameter_a_role_and_says_its_blocks(name):
+    kind = rooms()["models"].build({"kind": name, "size": "0.1M"})
+    assert isinstance(kind, ModelKind) and kind.width > 0
+    model = kind.build(vocab_size=9)
+    assert isinstance(model, Model) and len(model.blocks) > 0
+    assert {n for n, _ in model.named_parameters()} == set(model.roles)
 
 
 @pytest.mark.parametrize("name", _of("optimizers"))

@@ -46,3 +46,22 @@ def test_local_code_runs_only_when_allowed(tmp_path, monkeypatch):
         ROOM.resolve(f"{file}:Mine")
     monkeypatch.setenv(ALLOW_LOCAL_CODE, "1")
     assert ROOM.build({"kind": f"{file}:Mine", "size": 5}).size == 5
+
+
+def test_parts_of_other_packages_are_found_and_looked_for_once(monkeypatch):
+    from types import SimpleNamespace
+
+    from seedbed.core import registry as module
+
+    asked = []
+
+    def points(*, group):
+        asked.append(group)
+        value = "seedbed.views.shuffled:Shuffled"
+        return [SimpleNamespace(name=name, value=value) for name in ("theirs", "next_token")]
+
+    module._published.cache_clear()
+    monkeypatch.setattr(module, "entry_points", points)
+    assert [set(ROOM), set(ROOM)] == [{"next_token", "theirs"}] * 2 and asked == ["seedbed.views"]
+    assert ROOM.resolve("theirs").__name__ == "Shuffled" and ROOM.resolve("next_token").__name__ == "NextToken"
+    module._published.cache_clear()

@@ -11,21 +11,19 @@ import torch
 import torch.distributed as dist
 
 from seedbed.core.ledger import Ledger
-from seedbed.core.stream import Stream
 from seedbed.engine.checkpoints import load_checkpoint
 from seedbed.engine.feed import Feed
-from seedbed.engine.placement import place
+from seedbed.engine.held_out import row_nats
+from seedbed.engine.placement import place, reading
 from seedbed.engine.precision import prepare_machine
 from seedbed.engine.ranks import join_ranks
 from seedbed.engine.saving import Saver
 from seedbed.engine.train import Counters, Hooks, Stage, train
-from seedbed.mixture.epochs import Epochs
 from seedbed.models.transformer import Decoder
 from seedbed.objectives.tokens import Tokens
 from seedbed.optimizers.adamw import AdamW
 from seedbed.schedules.cosine import Cosine
-from seedbed.sources.nca import NcaRows
-from seedbed.views.next_token import NextToken
+from tests.engine.inputs import soil
 
 STEPS, SAVED_AT, RATE = 6, 3, 1e-2
 WAYS = {
@@ -45,17 +43,8 @@ def built(*, ranks=None, shard="none", micro=8, recompute=False, frozen=False, p
     machine = prepare_machine(
         device="cpu", precision=precision, threads=1, width=0, ranks=ranks, shard=shard, recompute=recompute
     )
-    source = NcaRows(states=2, grid=4, seq_len=24)
-    stream = Stream(
-        name="soil",
-        sources={"nca": source},
-        mixture=Epochs(),
-        views=[NextToken()],
-        seq_len=24,
-        batch_size=8,
-        vocab_size=source.vocab_size,
-    )
-    net = Decoder(num_layers=2, d_model=16, num_heads=2, **model).build(vocab_size=source.vocab_size)
+    stream = soil(batch_size=8)
+    net = Decoder(num_layers=2, d_model=16, num_heads=2, **model).build(vocab_size=stream.vocab_size)
     net.initialize(seed=0)
     place(net, machine)
     for name, parameter in net.named_parameters():
@@ -72,20 +61,26 @@ def built(*, ranks=None, shard="none", micro=8, recompute=False, frozen=False, p
         steps=STEPS,
         micro_batch_size=micro,
         clip_norm=0.5,
-        evaluate_every=10**9,
+        evaluate_every=SAVED_AT,
         checkpoint_every=SAVED_AT,
     )
     return stage, machine
 
 
 def trained(stage, machine, *, at=None, save=lambda wait: None):
-    """Return the losses and gradient norms of the rest of a stage."""
+    """Return losses and gradient norms of the rest of a stage, and at every third step a validation loss."""
     lines = []
     at = at or Counters(positions={"soil": 0})
-    hooks = Hooks(record=lines.append, evaluate=dict, save=save, should_stop=lambda: False)
+
+    def evaluate():
+        rows = stage.stream.rows(0, count=4, seed=0, split="valid")
+        with reading(stage.model, machine):
+            return {"valid_loss_nats": float(row_nats(stage.model, rows, machine=machine).mean())}
+
+    hooks = Hooks(record=lines.append, evaluate=evaluate, save=save, should_stop=lambda: False)
     with Feed(stage.stream, seed=0, ranks=machine.ranks, pinned=machine.device.type == "cuda") as feed:
         train(stage, at=at, seed=0, machine=machine, ledger=Ledger(), hooks=hooks, feed=feed)
-    return [[line["loss_nats"], line["gradient_norm"]] for line in lines]
+    return [[line[k] for k in ("loss_nats", "gradient_norm", "valid_loss_nats") if k in line] for line in lines]
 
 
 def main(folder: Path) -> None:

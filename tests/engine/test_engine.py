@@ -6,35 +6,24 @@ import torch
 
 from seedbed.core.errors import ConfigError, DataError, InterruptedRunError, RefusedError, RunFailedError
 from seedbed.core.ledger import Ledger
-from seedbed.core.stream import Stream
+from seedbed.core.records import Cost
 from seedbed.engine import checkpoints as module
 from seedbed.engine.batches import collate, pieces
 from seedbed.engine.checkpoints import latest, load_checkpoint, newest_whole, pack, write
 from seedbed.engine.precision import prepare_machine
 from seedbed.engine.train import Counters, Hooks, Stage, train
-from seedbed.mixture.epochs import Epochs
 from seedbed.models.transformer import Decoder
 from seedbed.objectives.tokens import Tokens
 from seedbed.optimizers.adamw import AdamW
 from seedbed.schedules.cosine import Cosine
-from seedbed.sources.nca import NcaRows
-from seedbed.views.next_token import NextToken
+from tests.engine.inputs import soil
 
 MACHINE = prepare_machine(device="cpu", precision="float32", threads=1, width=0)
 
 
 def _stage(steps=6, micro=4, rate=1e-2, clip=1.0, seed=0, **model):
-    source = NcaRows(states=2, grid=4, seq_len=24)
-    stream = Stream(
-        name="soil",
-        sources={"nca": source},
-        mixture=Epochs(),
-        views=[NextToken()],
-        seq_len=24,
-        batch_size=4,
-        vocab_size=source.vocab_size,
-    )
-    net = Decoder(num_layers=2, d_model=16, num_heads=2, **model).build(vocab_size=source.vocab_size)
+    stream = soil()
+    net = Decoder(num_layers=2, d_model=16, num_heads=2, **model).build(vocab_size=stream.vocab_size)
     net.initialize(seed=seed)
     optimizer = AdamW(learning_rate=rate, weight_decay=0.1).build([(net.roles[n], p) for n, p in net.named_parameters()])
     return Stage(
@@ -227,3 +216,32 @@ def test_bfloat16_is_close_to_float32_and_devices_that_are_not_there_are_refused
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no CUDA device"):
             prepare_machine(device="cuda", precision="auto", threads=1, width=0)
+
+
+def test_the_ledger_gets_what_an_optimizer_s_step_costs():
+    from dataclasses import replace
+
+    plain, dear = Ledger(), Ledger()
+    _train(_stage(steps=3), ledger=plain)
+    _train(replace(_stage(steps=3), step_cost=Cost(flops_run=1000.0, flops_ideal=500.0)), ledger=dear)
+    one, two = (ledger.to_json()["soil"]["train"] for ledger in (plain, dear))
+    assert two["flops_run"] == one["flops_run"] + 3000 and two["flops_ideal"] == one["flops_ideal"] + 1500
+    assert two["positions"] == one["positions"]
+
+
+def test_objectives_meet_the_head_in_the_number_type_of_the_run():
+    from dataclasses import replace
+
+    seen = []
+
+    class Noted(Tokens):
+        def __call__(self, outputs, *, batch):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().__call__(outputs, batch=batch)
+
+    for precision in ("float32", "bfloat16"):
+        machine = prepare_machine(device="cpu", precision=precision, threads=1, width=0)
+        stage = replace(_stage(steps=1), objectives=[(1.0, Noted())])
+        hooks = Hooks(record=lambda line: None, evaluate=dict, save=lambda wait: None, should_stop=lambda: False)
+        train(stage, at=Counters(positions={"soil": 0}), seed=0, machine=machine, ledger=Ledger(), hooks=hooks)
+    assert seen == [False, True]

@@ -21,7 +21,7 @@ CPU = {"device": torch.device("cpu"), "bfloat16": False, "threads": 1}
 def _losses(machine):
     stage, usual = built(micro=2)
     place(stage.model, machine)
-    return [loss for loss, _ in trained(stage, usual)], stage.model
+    return [loss for loss, *_ in trained(stage, usual)], stage.model
 
 
 def test_states_that_are_made_again_change_nothing_to_the_bit_and_are_not_kept():
@@ -70,4 +70,4 @@ def test_on_a_gpu_every_way_gives_the_processor_s_losses(settings):
     place(stage.model, machine)
     trained_there = [(stage.model.roles[n], p) for n, p in stage.model.named_parameters()]
     stage = replace(stage, optimizer=AdamW(learning_rate=RATE, weight_decay=0.1).build(trained_there))
-    assert [loss for loss, _ in trained(stage, machine)] == pytest.approx(alone, rel=1e-3)
+    assert [loss for loss, *_ in trained(stage, machine)] == pytest.approx(alone, rel=1e-3)

@@ -55,6 +55,7 @@ def test_in_mixed_precision_they_are_those_of_one_process_within_its_rounding(fo
     """Norms' gains are rounded to bfloat16 too where blocks are gathered in it: a relative spacing of 2^-8."""
     alone = _alone(**WAYS["bfloat16"])
     assert [pair[0] for pair in four[0]["bfloat16"]] == pytest.approx([pair[0] for pair in alone], rel=2**-8)
+    assert four[0]["bfloat16"][-1][2] == pytest.approx(alone[-1][2], rel=2**-8), "read in the number type of its training"
 
 
 @pytest.mark.slow

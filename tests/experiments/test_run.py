@@ -324,3 +324,29 @@ def test_held_out_text_is_read_once_a_stage(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(callbacks, "held_out_sets", lambda plan, stream: read.append(stream.stream.name) or real(plan, stream))
     folder = _run(recipe, tmp_path / "run").folder
     assert read == ["text"] and sum("valid_loss_nats" in line for line in _metrics(folder) if line["stage"] == "text") == 2
+
+
+def test_the_share_of_time_that_steps_waited_for_rows_is_said_and_kept(recipe, tmp_path):
+    folder = _run(recipe, tmp_path / "run").folder
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    waited = finished(folder)["waited"]
+    for stage in ("soil", "text"):
+        of = [line for line in lines if line["stage"] == stage]
+        share = sum(line["data_seconds"] for line in of) / sum(line["seconds"] for line in of)
+        assert 0 < share < 1 and waited[stage] == pytest.approx(share)
+        assert f"stage {stage} waited for its rows in {share:.2%}" in (folder / "log.txt").read_text()
+
+
+def test_a_budget_in_flops_pays_for_the_optimizer_s_step_too(recipe):
+    from seedbed.experiments.assemble import build_model, step_cost_of, steps_of
+
+    steps, costs = [], []
+    for kind in ("adamw", "muon"):
+        sets = {"stages.text.budget": {"flops_run": 1e9}, "stages.text.optimizer": kind}
+        plan = load(recipe, sets=sets).plan(arm="scratch", seed=0)
+        model = build_model(plan, vocab_size=257)
+        steps.append(steps_of(plan, plan.stages[0], model))
+        costs.append(step_cost_of(plan.stages[0], model).flops_run)
+    forward = model.cost(rows=4, seq_len=32).flops_run
+    assert costs[0] == 0 < costs[1] and steps[1] < steps[0]
+    assert steps == [round(1e9 / (3 * forward + cost)) for cost in costs]

@@ -213,7 +213,7 @@ if __name__ == "__main__":
     torch.distributed.destroy_process_group()
 
 
-def test_a_step_s_cost_is_that_of_the_iterations_products_and_the_ledger_gets_it():
+def test_a_step_s_cost_is_that_of_the_iterations_products():
     wide, tall = torch.nn.Parameter(torch.zeros(4, 10)), torch.nn.Parameter(torch.zeros(10, 4))
     groups = [
         (Role("mlp", 0, "up"), wide),
