@@ -64,7 +64,7 @@ def prepare_machine(
 
     "auto" takes CUDA where there is one. Precision "auto" takes bfloat16 on a GPU that has it, and on a processor with bf16
     tiles from a width of BF16_WIDTH on. A processor always computes deterministically, a GPU if `deterministic` is asked for
-    (slower). `compiled` None compiles on a GPU only: on a processor it needs a C++ compiler and a minute. `shard` is "none",
+    (slower). `compiled` None compiles on a GPU only: on a processor it needs a C++ compiler and its time. `shard` is "none",
     "all", or a number of ranks. Raises ConfigError for a device that is not there, or a number that does not divide all ranks.
     """
     device = settled_device(device)

@@ -1,8 +1,8 @@
 """Matrix products in float32 on a processor, by the library that is fast on it.
 
 torch multiplies float32 matrices with MKL, which keeps its fast kernels for Intel's processors. oneDNN, which torch brings
-along, has them for all: on an AMD EPYC it is twice as fast (benchmarks/products.py). The maker of the processor decides, never
-a timing, so that a run that goes on makes the same choice; env.json records it.
+along, has them for all: on an AMD EPYC it was 2.1x as fast in the median (benchmarks/products.py, docs/scale.md). The maker of
+the processor decides, never a timing, so that a run that goes on makes the same choice; env.json records it.
 Letters: M, K, N rows and columns; B rows, T positions.
 """
 

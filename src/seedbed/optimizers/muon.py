@@ -6,8 +6,8 @@ scaled by 0.2 sqrt(max(rows, columns)), so that its root mean square is near Ada
 Embedding, head, norms, biases and positions get AdamW as in adamw.py, with its rule of what decays.
 
 The iteration is torch's. Torch's own step on a sharded matrix (a DTensor) multiplies shards, with collectives between the
-products; rounded in bfloat16 its direction differed by 1 to 4 % from that of the whole matrix, and a matrix of one row over two
-ranks it refused (torch 2.13). So of a sharded matrix what is to be made orthogonal is gathered, once a step and in bfloat16;
+products; rounded in bfloat16 its direction is not that of the whole matrix, and a matrix of one row over two ranks it refused
+(torch 2.13). So of a sharded matrix what is to be made orthogonal is gathered, once a step and in bfloat16;
 every rank makes the same direction and takes its share. That is one collective a matrix, but the iteration is not shared out:
 N ranks make it N times.
 
