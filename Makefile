@@ -10,11 +10,14 @@ READY := .venv/.ready
 
 setup: $(READY)
 
-# CONSTRAINTS=other.txt installs other versions, for example a CUDA build of torch.
+# CONSTRAINTS=other.txt installs other versions, for example a CUDA build of torch. pip itself comes first: the one that a Python
+# brings may take three times as long. Modules are compiled when they are first imported, most of them never.
+PIP := pip install --quiet --disable-pip-version-check --no-compile
 $(READY): pyproject.toml $(CONSTRAINTS)
 	@test -n "$(PYTHON)" || { echo "seedbed needs Python 3.11 or 3.12 with venv; run make PYTHON=/path/to/python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[dev]'
+	$(BIN)/python -m $(PIP) --constraint $(CONSTRAINTS) --upgrade pip
+	$(BIN)/python -m $(PIP) --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
 demo: setup
@@ -52,7 +55,8 @@ peers: .venv-peers/hf/.ready .venv-peers/litgpt/.ready
 .venv-peers/%/.ready: benchmarks/peers/%.txt $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv-peers/$*
 	grep '^torch==' $(CONSTRAINTS) > .venv-peers/$*/torch.txt || true
-	.venv-peers/$*/bin/pip install --quiet --disable-pip-version-check --constraint .venv-peers/$*/torch.txt --requirement $<
+	.venv-peers/$*/bin/python -m $(PIP) --constraint $(CONSTRAINTS) --upgrade pip
+	.venv-peers/$*/bin/python -m $(PIP) --constraint .venv-peers/$*/torch.txt --requirement $<
 	@touch $@
 
 clean:

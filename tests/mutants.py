@@ -1,17 +1,19 @@
 """Twenty-eight one-line breakages, each of which a named test must catch: `make mutants`.
 
-Every mutant is made in a copy of the package; its test is run against the copy and must fail (and must pass without it, which
-`make test` shows).
+Every mutant is made in a copy of the package; its test is run against the copy, in a process of its own, and must fail (and
+must pass without it, which `make test` shows).
 """
 
+import importlib
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -227,10 +229,19 @@ MUTANTS = [
 
 
 def main() -> int:
+    for name in (
+        "torch",
+        "numba",
+        "scipy.stats",
+        "hypothesis",
+        "beartype",
+        "pytest",
+    ):  # once, not in every process that follows
+        importlib.import_module(name)
     jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     survivors = []
-    with ThreadPoolExecutor(jobs) as pool:
-        for mutant, output in zip(MUTANTS, pool.map(_tried, MUTANTS), strict=True):
+    with multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1) as pool:
+        for mutant, output in zip(MUTANTS, pool.imap(_tried, MUTANTS), strict=True):
             print(f"{'SURVIVED' if output else 'caught':9} {mutant.what}: {mutant.test.split('::')[1]}", flush=True)
             if output:
                 survivors.append((mutant.what, output))
@@ -244,21 +255,28 @@ def _tried(mutant: Mutant) -> str:
     """Run a mutant's test against a copy of the package; return what it said if it noticed nothing."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "seedbed"
-        shutil.copytree(ROOT / "src/seedbed", copy, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "src/seedbed", copy)
         file = copy / mutant.file
         text = file.read_text()
         assert text.count(mutant.old) == 1, f"{mutant.what}: {mutant.file} holds {mutant.old!r} not once"
         file.write_text(text.replace(mutant.old, mutant.new))
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", f"tests/{mutant.test}"],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": folder},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    caught = done.returncode == 1 and "failed" in done.stdout
-    return "" if caught else done.stdout[-2000:] + done.stderr[-500:] or "nothing"
+        shutil.rmtree(file.parent / "__pycache__", ignore_errors=True)  # compiled neighbours may hold what was there before
+        code, said = _pytest(mutant.test, package=folder)
+    return "" if code == pytest.ExitCode.TESTS_FAILED and "failed" in said else said[-2500:] or "nothing"
+
+
+def _pytest(test: str, *, package: str) -> tuple[int, str]:
+    """Run one test in this process, and the processes that it starts, against the package in a folder."""
+    sys.path.insert(0, package)
+    os.environ["PYTHONPATH"] = package
+    os.chdir(ROOT)
+    with tempfile.TemporaryFile("w+") as output:
+        for stream in (1, 2):
+            os.dup2(output.fileno(), stream)
+        code = pytest.main(["-x", "-p", "no:cacheprovider", "-p", "no:xdist", f"tests/{test}"])
+        sys.stdout.flush()
+        output.seek(0)
+        return code, output.read()
 
 
 if __name__ == "__main__":

@@ -1,37 +1,59 @@
 """The command line as a user meets it: exit codes, one paragraph an error, no traceback."""
 
+import io
 import json
-import os
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from typing import NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
+from seedbed.cli import entry
 from seedbed.core.errors import SeedbedError
 from tests.conftest import DATA
 
 
-def _seedbed(*words, cwd=None, env=None):
-    done = subprocess.run(
-        [sys.executable, "-m", "seedbed", *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        timeout=300,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+def _process(*words):
+    """Give the command to a process of its own."""
+    done = subprocess.run([sys.executable, "-m", "seedbed", *words], capture_output=True, text=True, timeout=900, check=False)
+    return _Done(done.returncode, done.stdout, done.stderr)
+
+
+def _seedbed(*words, cwd=None):
+    """Give the command to this process, which has all that it imports already."""
+    with (
+        patch.object(sys, "argv", ["seedbed", *map(str, words)]),
+        chdir(cwd or "."),
+        redirect_stdout(io.StringIO()) as out,
+        redirect_stderr(io.StringIO()) as err,
+        pytest.raises(SystemExit) as ended,
+    ):
+        entry()
+    return _Done(ended.value.code, out.getvalue(), err.getvalue())
+
+
+class _Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+    def failed(self, code, *, saying):
+        """Check that it failed with this code and one paragraph; return that."""
+        assert self.returncode == code, (self.returncode, self.stderr)
+        lines = self.stderr.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("seedbed: ") and saying in lines[0], self.stderr
+        return lines[0]
 
 
 def _fails(code, *words, cwd=None, saying=""):
-    done = _seedbed(*words, cwd=cwd)
-    assert done.returncode == code, (done.returncode, done.stderr)
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("seedbed: ") and saying in lines[0], done.stderr
-    return lines[0]
+    return _seedbed(*words, cwd=cwd).failed(code, saying=saying)
+
+
+def test_an_error_ends_the_process_with_its_code():
+    _process("run", "none.yaml").failed(3, saying="there is no recipe file none.yaml")
 
 
 def test_every_kind_of_error_has_its_exit_code():
@@ -45,8 +67,8 @@ def test_every_kind_of_error_has_its_exit_code():
 
 
 def test_version_and_help():
-    assert _seedbed("--version").stdout.startswith("seedbed ")
-    text = _seedbed("--help").stdout
+    assert _process("--version").stdout.startswith("seedbed ")
+    text = _process("--help").stdout
     commands = {
         "run",
         "compare",

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,23 +68,24 @@ def test_its_defaults_are_allowed_and_an_unknown_setting_is_not(room, name):
         registry.build({"kind": name, "nonsense": 1}, path=room)
 
 
-@pytest.fixture
-def needed(tmp_path):
+@pytest.fixture(scope="module")
+def needed(tmp_path_factory):
     """What parts need that read something prepared: their settings, by room and name."""
+    folder = tmp_path_factory.mktemp("needed")
     lines = "".join(json.dumps({"text": [n % 7, 3, (5 * n) % 11, n % 3] * 30}) + "\n" for n in range(60))
-    (tmp_path / "numbers.jsonl").write_text(lines)
+    (folder / "numbers.jsonl").write_text(lines)
     prepare(
-        [tmp_path / "numbers.jsonl"],
-        tmp_path / "shards",
+        [folder / "numbers.jsonl"],
+        folder / "shards",
         valid_share=0.1,
         test_share=0.1,
         duplicates="keep",
         say=lambda x: None,
     )
-    train(["builtin:code"], tmp_path / "tokenizer.json", kind="bpe", vocab_size=300, special_tokens=["<|endoftext|>"])
+    train(["builtin:code"], folder / "tokenizer.json", kind="bpe", vocab_size=300, special_tokens=["<|endoftext|>"])
     return {
-        ("sources", "shards"): {"path": str(tmp_path / "shards")},
-        ("tokenizers", "file"): {"path": str(tmp_path / "tokenizer.json")},
+        ("sources", "shards"): {"path": str(folder / "shards")},
+        ("tokenizers", "file"): {"path": str(folder / "tokenizer.json")},
     }
 
 
@@ -202,11 +204,12 @@ def _variants():
 DATA_ROOMS = ("sources", "tokenizers", "packing", "mixture", "views")
 
 
-def _settled(room, name, sets, needed, tmp_path):
+def _settled(room, name, sets, needed):
     if (room, name) in needed:
         sets = {path: {"kind": name, **needed[room, name]} for path in sets}
     if name == "integers":
-        sets = sets | {"streams.text.source.path": str(tmp_path / "numbers.jsonl"), "evaluate.samples": ["1 2"]}
+        numbers = Path(needed["sources", "shards"]["path"]).with_name("numbers.jsonl")
+        sets = sets | {"streams.text.source.path": str(numbers), "evaluate.samples": ["1 2"]}
     return sets
 
 
@@ -217,7 +220,7 @@ def test_stopping_and_going_on_is_exact_with_every_part(room, name, sets, recipe
     from seedbed.experiments import run as module
     from seedbed.experiments.run import Sitting, create, execute
 
-    sets = _settled(room, name, sets, needed, tmp_path)
+    sets = _settled(room, name, sets, needed)
     precision = name if room == "precision" else None
     in_soil = name == "nca" or any(path.startswith("streams.soil") for path in sets)
     arm, half = ("nca", 9) if in_soil else ("scratch", 3)

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from seedbed.core.durable import whole_folder
 from seedbed.core.errors import DataError, RefusedError
@@ -136,7 +135,7 @@ def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: torch.optim.Op
     """
     state = read_state(folder)
     wanted = dict(named(model))
-    if any(isinstance(p, DTensor) for p in wanted.values()):
+    if any(_is_split(p) for p in wanted.values()):
         _load_parts(folder, wanted, state, optimizer)
         return state
     weights = _read(folder, MODEL, state)
@@ -214,6 +213,11 @@ def _newest_first(folder: Path) -> list[Path]:
     return [*([final] if final.is_dir() else []), *sorted(folder.glob("step-*"), reverse=True)]
 
 
+def _is_split(parameter: Tensor) -> bool:
+    """Whether it is a DTensor, whose package takes long to import."""
+    return hasattr(parameter, "device_mesh")
+
+
 def named(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in model.state_dict())]
 
@@ -281,6 +285,8 @@ def fill_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Ma
         for key, value in values.items():
             beside = isinstance(value, Tensor) and (value.ndim > 0 or on_device[parameter])
             moved = value.to(parameter.device) if beside else value
-            if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.ndim:
+            if _is_split(parameter) and isinstance(value, Tensor) and value.ndim:
+                from torch.distributed.tensor import distribute_tensor
+
                 moved = distribute_tensor(moved, parameter.device_mesh, parameter.placements, src_data_rank=None)
             optimizer.state[parameter][key] = moved

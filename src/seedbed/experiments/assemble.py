@@ -19,7 +19,6 @@ from seedbed.engine.precision import Machine, prepare_machine
 from seedbed.engine.ranks import Ranks
 from seedbed.engine.train import Stage
 from seedbed.experiments.recipe import Part, RunPlan, StageSpec, StreamSpec
-from seedbed.nca.rollout_torch import TorchRoller
 from seedbed.packing.store import CorpusTokens, Ordered
 from seedbed.sources.shards import ShardStore
 
@@ -64,6 +63,8 @@ def build_stream(name: str, spec: StreamSpec, *, device: torch.device | None = N
         elif given is not None:
             raise ConfigError(f"{path}.tokenizer: the source {source_name!r} gives tokens already; leave the tokenizer out")
         elif device is not None and device.type == "cuda" and hasattr(source, "rolled_by"):
+            from seedbed.nca.rollout_torch import TorchRoller
+
             source = source.rolled_by(TorchRoller(device))
         made[source_name] = source
     vocabularies = {source_name: source.vocab_size for source_name, source in made.items()}

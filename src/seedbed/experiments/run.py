@@ -56,7 +56,6 @@ from seedbed.experiments.readings import (
 )
 from seedbed.experiments.recipe import RunPlan, StageSpec, read_plan
 from seedbed.experiments.tracking import Trackers
-from seedbed.report.page import write_run_page
 from seedbed.writers.sample import Sample
 
 _ONE_SIGNAL = 5.0  # seconds in which launchers and schedulers may say the same to a rank twice
@@ -121,7 +120,7 @@ def execute(folder: Path, *, say: Callable[[str], None] = print, sitting: Sittin
         done = ranks.from_first(finished(folder) if ranks.first else None)
         if done is not None and done["status"] == "done":
             if ranks.first and not (folder / "report.html").is_file():
-                write_run_page(folder)
+                _write_page(folder)
             return RunResult(folder=folder, final=done)
         with (
             _Signals() as signals,
@@ -426,8 +425,14 @@ def _finish(
     _as_final(folder)
     write_json(folder / "final.json", final)
     prune(folder / "checkpoints", keep=taken_from(plan, extras["borders"]), last=0, every=plan.keep_every)
-    write_run_page(folder)
+    _write_page(folder)
     return final
+
+
+def _write_page(folder: Path) -> None:
+    from seedbed.report.page import write_run_page  # which brings a drawing library: not before there is something to draw
+
+    write_run_page(folder)
 
 
 def _as_final(folder: Path) -> None:

@@ -10,8 +10,6 @@ from math import sqrt
 from typing import Literal
 
 import numpy as np
-from scipy import stats
-from scipy.optimize import brentq
 
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
 
@@ -117,6 +115,9 @@ def minimum_detectable(deviation: float, *, n: int, alpha: float, power: float =
     """
     if deviation == 0:
         return 0.0
+    from scipy import stats  # here and below: a run, which compares nothing, starts without it
+    from scipy.optimize import brentq
+
     critical = stats.t.ppf(1 - alpha / 2, n - 1)
     middle = (np.arange(4000) + 0.5) / 4000
     estimated = np.sqrt(stats.chi2.ppf(middle, n - 1) / (n - 1))  # over the true deviation
@@ -132,6 +133,8 @@ def minimum_detectable(deviation: float, *, n: int, alpha: float, power: float =
 
 
 def _interval(mean: float, error: float, n: int, *, level: float) -> tuple[float, float]:
+    from scipy import stats
+
     reach = float(stats.t.ppf(0.5 + level / 2, n - 1)) * error
     return mean - reach, mean + reach
 
@@ -140,4 +143,6 @@ def _p(mean: float, error: float, n: int) -> float:
     """Two-sided p of the paired t test; differences without any spread are certain, or no difference at all."""
     if error == 0:
         return 1.0 if mean == 0 else 0.0
+    from scipy import stats
+
     return float(2 * stats.t.sf(abs(mean) / error, n - 1))
