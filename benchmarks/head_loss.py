@@ -1,9 +1,9 @@
-"""How fast head and cross-entropy are, forward and backward: in chunks of several sizes, on full logits, and the bare products.
+"""How fast head and cross-entropy are, forward and backward: in chunks of several lengths, on full logits, bare products.
 
     python benchmarks/head_loss.py [--positions 4096] [--width 256] [--vocabulary 10002] [--threads 2] [--repeats 5]
 
 All settings run in turn, `repeats` times; medians, in fp32. The last line is JSON: seconds by setting, and the ratio of the
-package's own chunk size to full logits (above 1: the chunks are faster).
+package's own chunks to torch's full logits (above 1: the chunks are faster).
 """
 
 import argparse
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from seedbed.models import head_loss as module
 from seedbed.models.head_loss import Head, Targets, head_loss
+from seedbed.models.products import product
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     torch.manual_seed(0)
     states_ND, weight_VD = torch.randn(asked.positions, asked.width), 0.05 * torch.randn(asked.vocabulary, asked.width)
     ids_N = torch.randint(0, asked.vocabulary, (asked.positions,))
-    own = module.CHUNK
+    own = module.chunk_rows(asked.positions, vocab_size=asked.vocabulary, on_processor=True)
 
     def leaves():
         return states_ND.clone().requires_grad_(), weight_VD.clone().requires_grad_()
@@ -37,16 +38,16 @@ def main() -> None:
         F.cross_entropy(F.linear(states, weight), ids_N, reduction="sum").backward()
 
     def products() -> None:
-        logits_NV = states_ND @ weight_VD.t()
-        logits_NV @ weight_VD, logits_NV.t() @ states_ND  # what the gradients cost
+        logits_NV = product(states_ND, weight_VD.t())
+        product(logits_NV, weight_VD), product(states_ND.t(), logits_NV)  # what the gradients cost
 
-    def chunks(size: int) -> None:
-        module.CHUNK = size
+    def chunks(rows: int) -> None:
+        module.chunk_rows = lambda positions, **_: min(positions, rows)
         states, weight = leaves()
         head_loss(states, Head(weight_VD=weight), Targets(weights_N=torch.ones(asked.positions), ids_N=ids_N))[0].backward()
 
     settings = {"full": full, "products": products}
-    settings |= {f"chunks of {size}": lambda size=size: chunks(size) for size in sorted({2**20, 2**22, own})}
+    settings |= {f"chunks of {rows}": lambda rows=rows: chunks(rows) for rows in sorted({own // 8, own // 2, own, own * 2})}
     seconds = {name: [] for name in settings}
     for _ in range(asked.repeats):
         for name, run in settings.items():

@@ -277,7 +277,7 @@ def flatten(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[st
 
 def fill_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Mapping[str, Any]]) -> None:
     """Give an optimizer its moments, by the names of the model's parameters; what it had for others is dropped."""
-    parameters = dict(model.named_parameters())
+    parameters: dict[str, Any] = dict(model.named_parameters())
     on_device = {p: bool(g.get("fused") or g.get("capturable")) for g in optimizer.param_groups for p in g["params"]}
     optimizer.state.clear()
     for name, values in moments.items():

@@ -20,6 +20,7 @@ from seedbed.core.errors import ConfigError
 from seedbed.models.products import linear, product, suits
 
 CHUNK = 2**22  # logits of a chunk, 16 MiB in fp32: allocators hand such memory out again, and 64 MiB as new pages (measured)
+FEWEST = 512  # positions of a chunk, if there are so many: each chunk packs the head's matrix anew (benchmarks/head_loss.py)
 
 
 def wide(values: Tensor) -> Tensor:
@@ -29,7 +30,7 @@ def wide(values: Tensor) -> Tensor:
 
 def chunk_rows(positions: int, *, vocab_size: int, on_processor: bool) -> int:
     """Return how many of so many positions the longest chunk has; what is best on a GPU was not measured."""
-    return max(1, min(positions, (CHUNK if on_processor else 4 * CHUNK) // vocab_size))
+    return max(1, min(positions, max((CHUNK if on_processor else 4 * CHUNK) // vocab_size, FEWEST)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,8 +255,12 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor, *_: Any) -> Any:
         _refuse_second()
         kept = iter(ctx.saved_tensors)
-        scaled = ((next(kept) * scale).to(d) if n else None for n, d in zip(ctx.needed, ctx.dtypes, strict=True))
-        return *scaled, None
+        return *(_scaled(next(kept), scale).to(d) if n else None for n, d in zip(ctx.needed, ctx.dtypes, strict=True)), None
+
+
+def _scaled(gradient: Tensor, scale: Tensor) -> Tensor:
+    """Return gradient * scale, row by row in memory, as the parameter lies that it is for."""
+    return torch.mul(gradient, scale, out=torch.empty(gradient.shape, dtype=gradient.dtype, device=gradient.device))
 
 
 def _refuse_second() -> None:
@@ -322,7 +327,11 @@ class _Products:
         self.memory_CV = torch.empty(0 if self.own_memory else rows, len(weight_VD), dtype=self.exact, device=device)
         self.weights_N1 = None if weights_N is None else weights_N[:, None].to(self.exact)
         self.d_states_ND = torch.empty_like(self.states_ND) if needed[0] else None
-        self.d_weight_VD = torch.zeros_like(weight_VD, dtype=self.exact) if needed[1] else None
+        self.d_weight_VD = None
+        if needed[1] and self.own_memory:  # lies in memory as (D, V): oneDNN would copy a chunk's gradient to turn it
+            self.d_weight_VD = torch.zeros(weight_VD.shape[::-1], dtype=self.exact, device=device).t()
+        elif needed[1]:
+            self.d_weight_VD = torch.zeros_like(weight_VD, dtype=self.exact)
         self.d_bias_V = torch.zeros_like(bias_V, dtype=self.exact) if needed[2] and bias_V is not None else None
         self.weighted_ND = self.states_ND
         if needed[1] and self.weights_N1 is not None:
@@ -355,7 +364,7 @@ class _Products:
         elif self.d_states_ND is not None:
             torch.mm(gradient, self.weight_VD, out=self.d_states_ND[part])
         if self.d_weight_VD is not None and self.own_memory:
-            self.d_weight_VD += product(gradient.t(), self.weighted_ND[part])
+            self.d_weight_VD.t().add_(product(self.weighted_ND[part].t(), gradient))
         elif self.d_weight_VD is not None and self.dtype == self.exact:
             self.d_weight_VD.addmm_(gradient.t(), self.weighted_ND[part])
         elif self.d_weight_VD is not None:

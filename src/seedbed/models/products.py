@@ -81,7 +81,10 @@ def linear(states: Float[Tensor, "*rows in"], weight: Tensor, bias: Tensor | Non
 
 
 class _Linear(torch.autograd.Function):
-    """a @ b.T; whatever its gradients are made of is one as well."""
+    """a @ b.T; whatever its gradients are made of is one as well.
+
+    oneDNN copies a first factor that is turned, so of the two ways to the weight's gradient the one that copies less is taken.
+    """
 
     @staticmethod
     def forward(ctx: Any, a_MK: Tensor, b_NK: Tensor) -> Tensor:
@@ -92,8 +95,10 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, d_MN: Tensor) -> Any:
         a_MK, b_NK = ctx.saved_tensors
         d_a = _product(d_MN, b_NK) if ctx.needs_input_grad[0] else None
-        d_b = _product(d_MN.t(), a_MK) if ctx.needs_input_grad[1] else None
-        return d_a, d_b
+        if not ctx.needs_input_grad[1]:
+            return d_a, None
+        (m, n), k = d_MN.shape, a_MK.shape[1]
+        return d_a, _product(a_MK.t(), d_MN).t() if m * k + n * k < m * n else _product(d_MN.t(), a_MK)
 
 
 def _product(a_MK: Tensor, b_KN: Tensor) -> Tensor:
