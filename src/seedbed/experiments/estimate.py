@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -92,6 +93,8 @@ def estimate(plan: RunPlan, *, ranks: int = 1) -> list[StageEstimate]:
     with _nothing_changed():
         built = {spec.stream: build_stream(spec.stream, plan.streams[spec.stream], device=device) for spec in plan.stages}
         made = {name: _some_rows(b, seed=plan.seed) for name, b in built.items()}
+        for later in ("torch._dynamo", "seedbed.report.page"):  # a run's optimizer and its page import them
+            import_module(later)
         process = resident_bytes()
         return [
             _stage(plan, spec, built[spec.stream], *made[spec.stream], process=process, ranks=ranks) for spec in plan.stages
