@@ -2,8 +2,10 @@
 
     python benchmarks/products.py [--threads 2] [--repeats 7]
 
-For the shapes of a linear layer's forward pass and of both its gradients. The two take turns; medians. The last line is JSON:
-`ratio` (above 1: oneDNN is faster) by shape, their median, and what `seedbed.models.products` chooses here.
+For the shapes of a linear layer's forward pass and of both its gradients; then whether one product for query, key and value
+(their weights joined anew in every pass) is faster than three, forward and backward. The two take turns; medians. The last line
+is JSON: `ratio` (above 1: oneDNN is faster) by shape, their median, what `seedbed.models.products` chooses here, and `joined`
+(above 1: one product is faster).
 """
 
 import argparse
@@ -14,9 +16,10 @@ from statistics import median
 
 import torch
 
-from seedbed.models.products import LIBRARY
+from seedbed.models.products import LIBRARY, linear
 
 SHAPES = [(4096, 128, 384), (4096, 256, 1376), (4096, 688, 256), (1024, 768, 2304), (2048, 256, 10_002)]
+JOINED = [(4096, 128), (4096, 256), (1024, 768)]  # positions, width
 
 
 def main() -> None:
@@ -33,11 +36,32 @@ def main() -> None:
             ratios[f"{m}x{k}x{n} {name}"] = blas / onednn
             speeds = ", ".join(f"{2e-9 * m * k * n / s:.1f}" for s in (blas, onednn))
             print(f"{m} x {k} x {n}, {name}: {speeds} GFLOP/s, {blas / onednn:.2f}x", flush=True)
-    print(json.dumps({"ratio": ratios, "median": median(ratios.values()), "chosen": LIBRARY, "threads": asked.threads}))
+    joined = {}
+    for m, d in JOINED:
+        apart, together = _both(*_projections(m, d), asked.repeats)
+        joined[f"{m}x{d}"] = apart / together
+        print(f"query, key and value of {m} x {d}: joined {apart / together:.2f}x", flush=True)
+    found = {"ratio": ratios, "median": median(ratios.values()), "joined": joined}
+    print(json.dumps({**found, "chosen": LIBRARY, "threads": asked.threads}))
 
 
 def _onednn(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+
+
+def _projections(m: int, d: int) -> tuple[Callable, Callable]:
+    """Return three products with their gradients, and one that does the same."""
+    x = torch.randn(m, d, requires_grad=True)
+    weights = [torch.randn(d, d, requires_grad=True) for _ in range(3)]
+    given = [torch.randn(m, d) for _ in weights]
+
+    def apart() -> None:
+        torch.autograd.backward([linear(x, w) for w in weights], given)
+
+    def together() -> None:
+        torch.autograd.backward(linear(x, torch.cat(weights)).split(d, dim=-1), given)
+
+    return apart, together
 
 
 def _both(blas: Callable, onednn: Callable, repeats: int) -> tuple[float, float]:
