@@ -267,7 +267,7 @@ def _tried(mutant: Mutant) -> str:
 
 def _pytest(test: str, *, package: str) -> tuple[int, str]:
     """Run one test in this process, and the processes that it starts, against the package in a folder."""
-    sys.path.insert(0, package)
+    sys.path[0] = package  # in place of this file's folder, where packages have other libraries' names
     os.environ["PYTHONPATH"] = package
     os.chdir(ROOT)
     with tempfile.TemporaryFile("w+") as output:
