@@ -205,14 +205,6 @@ def _compare_sharded_with_whole(d_ff):
         )
 
 
-if __name__ == "__main__":
-    torch.distributed.init_process_group("gloo")
-    for width in (1, 5):
-        _compare_sharded_with_whole(width)
-    print("as on whole ones", flush=True)
-    torch.distributed.destroy_process_group()
-
-
 def test_a_step_s_cost_is_that_of_the_iterations_products():
     wide, tall = torch.nn.Parameter(torch.zeros(4, 10)), torch.nn.Parameter(torch.zeros(10, 4))
     groups = [
@@ -222,3 +214,11 @@ def test_a_step_s_cost_is_that_of_the_iterations_products():
     ]
     iteration = 2 * 4 * 10 * 4 + 2 * 4 * 4 * 4 + 2 * 4 * 4 * 10  # X X', its square, times X
     assert Muon(ns_steps=3).cost(groups).flops_run == 2 * 3 * iteration
+
+
+if __name__ == "__main__":
+    torch.distributed.init_process_group("gloo")
+    for width in (1, 5):
+        _compare_sharded_with_whole(width)
+    print("as on whole ones", flush=True)
+    torch.distributed.destroy_process_group()
