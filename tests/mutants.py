@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
+IMPORTED = ("torch", "numba", "scipy.stats", "hypothesis", "beartype")  # once, and not in every process that follows
 
 
 class Mutant(NamedTuple):
@@ -229,14 +230,7 @@ MUTANTS = [
 
 
 def main() -> int:
-    for name in (
-        "torch",
-        "numba",
-        "scipy.stats",
-        "hypothesis",
-        "beartype",
-        "pytest",
-    ):  # once, not in every process that follows
+    for name in IMPORTED:
         importlib.import_module(name)
     jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     survivors = []

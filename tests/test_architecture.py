@@ -30,6 +30,31 @@ def test_the_command_line_starts_without_torch_numpy_or_numba():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_run_starts_without_statistics_drawing_compiled_kernels_and_split_tensors():
+    later = {"scipy", "matplotlib", "numba", "torch.distributed.tensor"}
+    code = f"import sys, seedbed.experiments.commands; found = {later} & set(sys.modules); assert not found, found"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_whatever_a_command_imports_can_be_imported_first():
+    """Each in a process that has nothing of ours yet, forked from one that has the libraries."""
+    tree = ast.parse((SOURCE / "cli.py").read_text())
+    wanted = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and str(n.module).startswith("seedbed.")}
+    assert len(wanted) > 15
+    code = (
+        "import importlib, os, sys, numba, torch\n"
+        "def alone(name):\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        importlib.import_module(name)\n"
+        "        os._exit(0)\n"
+        "    return os.waitpid(child, 0)[1] == 0\n"
+        "failed = [name for name in sys.argv[1:] if not alone(name)]\n"
+        "assert not failed, failed"
+    )
+    subprocess.run([sys.executable, "-c", code, *sorted(wanted)], check=True)
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(SOURCE)))
 def test_every_file_says_in_its_first_line_what_it_is(file):
     doc = ast.get_docstring(ast.parse(file.read_text()))

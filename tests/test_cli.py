@@ -10,16 +10,24 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 
 from seedbed.cli import entry
 from seedbed.core.errors import SeedbedError
 from tests.conftest import DATA
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A command takes all processors if none are named; the tests that follow have one again."""
+    yield
+    torch.set_num_threads(1)
+
+
 def _process(*words):
     """Give the command to a process of its own."""
     done = subprocess.run([sys.executable, "-m", "seedbed", *words], capture_output=True, text=True, timeout=900, check=False)
-    return _Done(done.returncode, done.stdout, done.stderr)
+    return _Done(done.returncode, done.stdout, done.stderr).without_traceback()
 
 
 def _seedbed(*words, cwd=None):
@@ -32,13 +40,17 @@ def _seedbed(*words, cwd=None):
         pytest.raises(SystemExit) as ended,
     ):
         entry()
-    return _Done(ended.value.code, out.getvalue(), err.getvalue())
+    return _Done(ended.value.code, out.getvalue(), err.getvalue()).without_traceback()
 
 
 class _Done(NamedTuple):
     returncode: int
     stdout: str
     stderr: str
+
+    def without_traceback(self):
+        assert "Traceback" not in self.stderr, self.stderr
+        return self
 
     def failed(self, code, *, saying):
         """Check that it failed with this code and one paragraph; return that."""

@@ -218,6 +218,12 @@ def test_bfloat16_is_close_to_float32_and_devices_that_are_not_there_are_refused
             prepare_machine(device="cuda", precision="auto", threads=1, width=0)
 
 
+def test_a_processor_computes_deterministically_and_fills_no_new_memory():
+    prepare_machine(device="cpu", precision="float32", threads=1, width=0)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.empty(1000).isnan().all(), "torch marks new memory with it"
+
+
 def test_the_ledger_gets_what_an_optimizer_s_step_costs():
     from dataclasses import replace
 

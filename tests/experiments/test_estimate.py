@@ -202,14 +202,16 @@ def test_nothing_is_changed_and_nothing_left_behind(sized, tmp_path, monkeypatch
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     torch.use_deterministic_algorithms(False)
     torch.set_flush_denormal(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
     try:
         estimate(_plan(sized, {}, deterministic=True).model_copy(update={"threads": 2}))
         assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
-        assert not torch.are_deterministic_algorithms_enabled()
+        assert not torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
         assert float(torch.tensor(1e-39) * 0.5) != 0
         assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
         assert sorted(tmp_path.rglob("*")) == before
     finally:
+        torch.utils.deterministic.fill_uninitialized_memory = False
         torch.set_flush_denormal(True)
         torch.use_deterministic_algorithms(True)
 

@@ -68,8 +68,7 @@ def _leaves(states, weight, bias):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("function", "rows"), [(head_loss, 1), (head_loss, 5), (head_loss, 1000), (plain_loss, 1)])
 def test_loss_and_gradients_are_those_of_the_definition_in_float64(monkeypatch, function, kind, bias, rows):
-    monkeypatch.setattr(module, "FEWEST", 1)
-    monkeypatch.setattr(module, "CHUNK", rows * V)
+    monkeypatch.setattr(module, "chunk_rows", lambda positions, **_: max(1, min(positions, rows)))
     inputs, (targets, by_definition) = _inputs(bias), _asked(kind)
     states, weight, b = inputs
     found = function(states, Head(weight_VD=weight, bias_V=b), targets)
@@ -128,8 +127,7 @@ def test_large_logits_overflow_nowhere():
 
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_what_is_read_off_the_head_is_that_of_full_logits(monkeypatch, rows):
-    monkeypatch.setattr(module, "FEWEST", 1)
-    monkeypatch.setattr(module, "CHUNK", rows * V)
+    monkeypatch.setattr(module, "chunk_rows", lambda positions, **_: max(1, min(positions, rows)))
     inputs = _inputs(True)
     states, weight, bias = inputs
     head, ids_NK = Head(weight_VD=weight, bias_V=bias), torch.stack([_ids(N), _ids(N, seed=4)], 1)

@@ -86,7 +86,7 @@ def prepare_machine(
     if deterministic and device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix product is made
     torch.use_deterministic_algorithms(device == "cpu" or deterministic)
-    # else all new memory is written once before anything uses it: 5 % of a step
+    # else all new memory is written once before anything uses it
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     ranks = ranks or Ranks()
     if device == "cuda" and ranks.size > 1:

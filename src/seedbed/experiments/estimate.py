@@ -328,6 +328,7 @@ def _nothing_changed() -> Iterator[None]:
     """Leave random state, threads, determinism, denormals and environment as they were."""
     threads, variable = torch.get_num_threads(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     flushed = float(torch.tensor(1e-39) * 0.5) == 0  # there is no other way to ask
     with torch.random.fork_rng():
         try:
@@ -335,6 +336,7 @@ def _nothing_changed() -> Iterator[None]:
         finally:
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(strict, warn_only=warns)
+            torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
             torch.set_flush_denormal(flushed)
             if variable is None:
                 os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
