@@ -106,7 +106,8 @@ def test_micro_batches_and_recomputing_make_activations_smaller(sized):
     assert half.parts_mib["gradients"] == pytest.approx(half.parts_mib["weights"])  # they are there beside activations
     again = _one(sized, recompute=True)
     assert again.parts_mib["activations"] < whole.parts_mib["activations"] / 4
-    assert again.memory_mib < whole.memory_mib
+    ours = [found.memory_mib - found.parts_mib["process"] for found in (again, whole)]  # the process has grown in between
+    assert ours[0] < ours[1]
 
 
 def test_frozen_weights_have_no_gradients_and_no_moments(sized):

@@ -44,8 +44,28 @@ def available_threads() -> int:
 
 
 def settled_device(device: str) -> str:
-    """Return the device that "auto" means here."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    """Return the device that "auto" means here. Raises ConfigError for one that is not there."""
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("no CUDA device is found; take --device cpu or auto")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("no MPS device is found; take --device cpu or auto")
+    if device not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device must be one of {', '.join(DEVICES)}; got {device!r}")
+    return device
+
+
+def settled_shards(shard: str, ranks: Ranks) -> int:
+    """Return over how many ranks weights are split. Raises ConfigError for what cannot be had of so many ranks."""
+    if shard not in ("none", "all") and not (shard.isdecimal() and int(shard)):
+        raise ConfigError(f"--shard takes none, all or a number of ranks, got {shard!r}")
+    found = {"none": 1, "all": ranks.size}.get(shard) or int(shard)
+    if ranks.size % found:
+        raise ConfigError(
+            f"--shard {shard}: {ranks.size} rank(s) do not make groups of {found}; give none, all or a number that divides "
+            f"{ranks.size}, or start more ranks with torchrun"
+        )
+    return found
 
 
 def prepare_machine(
@@ -68,12 +88,6 @@ def prepare_machine(
     "all", or a number of ranks. Raises ConfigError for a device that is not there, or a number that does not divide all ranks.
     """
     device = settled_device(device)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("no CUDA device is found; take --device cpu or auto")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("no MPS device is found; take --device cpu or auto")
-    if device not in ("cpu", "cuda", "mps"):
-        raise ConfigError(f"device must be one of {', '.join(DEVICES)}; got {device!r}")
     if precision not in PRECISIONS:
         raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
     if precision == "auto":
@@ -98,20 +112,8 @@ def prepare_machine(
         ranks=ranks,
         compiled=device == "cuda" if compiled is None else compiled,
         recompute=recompute,
-        shards=_shards(shard, ranks),
+        shards=settled_shards(shard, ranks),
     )
-
-
-def _shards(shard: str, ranks: Ranks) -> int:
-    if shard not in ("none", "all") and not (shard.isdecimal() and int(shard)):
-        raise ConfigError(f"--shard takes none, all or a number of ranks, got {shard!r}")
-    found = {"none": 1, "all": ranks.size}.get(shard) or int(shard)
-    if ranks.size % found:
-        raise ConfigError(
-            f"--shard {shard}: {ranks.size} rank(s) do not make groups of {found}; give none, all or a number that divides "
-            f"{ranks.size}, or start more ranks with torchrun"
-        )
-    return found
 
 
 def _has_tiles() -> bool:

@@ -25,7 +25,8 @@ from seedbed.core.records import Measurement, Row
 from seedbed.core.stream import Stream
 from seedbed.engine.feed import Feed
 from seedbed.engine.placement import place
-from seedbed.engine.precision import Machine, available_threads, settled_device
+from seedbed.engine.precision import Machine, available_threads, settled_device, settled_shards
+from seedbed.engine.ranks import Ranks
 from seedbed.engine.train import Counters, Hooks, train
 from seedbed.experiments.assemble import (
     BuiltStream,
@@ -88,8 +89,12 @@ class StageEstimate:
 
 
 def estimate(plan: RunPlan, *, ranks: int = 1) -> list[StageEstimate]:
-    """Return what every stage needs on one of `ranks` ranks; what they tell each other takes time that is not counted."""
+    """Return what every stage needs on one of `ranks` ranks; what they tell each other takes time that is not counted.
+
+    Raises ConfigError, as the run would, for a device that is not there or a number that does not divide the ranks.
+    """
     device = torch.device(settled_device(plan.device))
+    shards = settled_shards(plan.shard, Ranks(size=ranks))
     with _nothing_changed():
         built = {spec.stream: build_stream(spec.stream, plan.streams[spec.stream], device=device) for spec in plan.stages}
         made = {name: _some_rows(b, seed=plan.seed) for name, b in built.items()}
@@ -97,7 +102,8 @@ def estimate(plan: RunPlan, *, ranks: int = 1) -> list[StageEstimate]:
             import_module(later)
         process = resident_bytes()
         return [
-            _stage(plan, spec, built[spec.stream], *made[spec.stream], process=process, ranks=ranks) for spec in plan.stages
+            _stage(plan, spec, built[spec.stream], *made[spec.stream], process=process, ranks=ranks, shards=shards)
+            for spec in plan.stages
         ]
 
 
@@ -110,6 +116,7 @@ def _stage(
     *,
     process: float,
     ranks: int,
+    shards: int,
 ) -> StageEstimate:
     stream = built.stream
     share = -(-stream.batch_size // ranks)  # rows of a rank's step
@@ -130,7 +137,7 @@ def _stage(
         process=process,
         several=share > micro,
     )
-    parts, host = memory(ranks=ranks, shards=ranks if plan.shard == "all" else 1 if plan.shard == "none" else int(plan.shard))
+    parts, host = memory(ranks=ranks, shards=shards)
     state = sum(parts[k] for k in ("weights", "gradients", "moments"))
     if 3 * step < _QUICK and (limit is None or (state < SHARE * limit and sum(parts.values()) < limit / 2)):
         trials = max(4, min(steps, round(1 / step)))

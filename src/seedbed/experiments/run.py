@@ -26,7 +26,7 @@ from seedbed.core.records import Cost
 from seedbed.engine.checkpoints import FINAL, latest, load_checkpoint, newest_whole, prune, read_state
 from seedbed.engine.feed import Feed
 from seedbed.engine.placement import place, reading
-from seedbed.engine.precision import Machine
+from seedbed.engine.precision import Machine, settled_device, settled_shards
 from seedbed.engine.ranks import Ranks, join_ranks, together
 from seedbed.engine.saving import Saver
 from seedbed.engine.train import Counters, Hooks, NotFiniteError, train
@@ -72,8 +72,13 @@ class RunResult:
 
 
 def create(plan: RunPlan, folder: Path, *, recipe_text: str) -> None:
-    """Lay down a new run folder; of several ranks the first does. Raises RefusedError if there is one already."""
+    """Lay down a new run folder; of several ranks the first does.
+
+    Raises RefusedError if there is one already, and before there is one ConfigError if the plan cannot be computed here.
+    """
     ranks = join_ranks()
+    settled_device(plan.device)
+    settled_shards(plan.shard, ranks)
     if ranks.first:
         _lay_down(plan, folder, recipe_text=recipe_text)
     with together():
