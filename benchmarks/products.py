@@ -2,7 +2,7 @@
 
     python benchmarks/products.py [--threads 2] [--repeats 7]
 
-For the shapes of a linear layer's forward pass and of both its gradients; then whether one product for query, key and value
+For the shapes of a linear layer's forward pass and of both its gradients, the weight's also in turned order; then whether one product for query, key and value
 (their weights joined anew in every pass) is faster than three, forward and backward. The two take turns; medians. The last line
 is JSON: `ratio` (above 1: oneDNN is faster) by shape, their median, what `seedbed.models.products` chooses here, and `joined`
 (above 1: one product is faster).
@@ -31,7 +31,8 @@ def main() -> None:
     ratios = {}
     for m, k, n in SHAPES:
         x, w, d = torch.randn(m, k), torch.randn(n, k), torch.randn(m, n)
-        for name, (a, b) in {"forward": (x, w), "states": (d, w.t()), "weight": (d.t(), x.t())}.items():
+        factors = {"forward": (x, w), "states": (d, w.t()), "weight": (d.t(), x.t()), "weight, turned": (x.t(), d.t())}
+        for name, (a, b) in factors.items():
             blas, onednn = _both(lambda a=a, b=b: a @ b.t(), lambda a=a, b=b: _onednn(a, b), asked.repeats)
             ratios[f"{m}x{k}x{n} {name}"] = blas / onednn
             speeds = ", ".join(f"{2e-9 * m * k * n / s:.1f}" for s in (blas, onednn))

@@ -67,3 +67,25 @@ def recipe(tmp_path: Path, corpus: Path) -> Path:
     file = tmp_path / "tiny.yaml"
     file.write_text(TINY.replace("CORPUS", str(corpus)))
     return file
+
+
+@pytest.fixture
+def runs_here(monkeypatch):
+    """The runs of a study are computed one after the other in this process, which has imported torch already."""
+    from seedbed.experiments import study
+    from seedbed.experiments.run import Sitting, execute
+
+    class Ended:
+        returncode = 0
+
+        def poll(self):
+            return 0
+
+    def start(run, threads, track):
+        (run / "worker.err").touch()
+        execute(run, say=lambda line: None, sitting=Sitting(track=tuple(track)))
+        return Ended()
+
+    monkeypatch.setattr(study, "_start", start)
+    yield
+    torch.set_num_threads(1)

@@ -13,6 +13,7 @@ def test_importing_seedbed_costs_nothing():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.usefixtures("runs_here")
 def test_a_session_in_python(recipe, corpus, tmp_path):
     out = str(tmp_path / "study")
     found = seedbed.compare(str(recipe), out=out, jobs=2, say=lambda line: None)

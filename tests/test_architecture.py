@@ -30,6 +30,13 @@ def test_the_command_line_starts_without_torch_numpy_or_numba():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_data_worker_starts_without_torch():
+    """What it unpickles, and the main module of a study's run, which it imports as Python's spawn does."""
+    needed = "seedbed.core.making, seedbed.experiments.streams, seedbed.experiments.worker"
+    code = f"import sys, {needed}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_run_starts_without_statistics_drawing_compiled_kernels_and_split_tensors():
     later = {"scipy", "matplotlib", "numba", "torch.distributed.tensor"}
     code = f"import sys, seedbed.experiments.commands; found = {later} & set(sys.modules); assert not found, found"

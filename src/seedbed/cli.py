@@ -762,8 +762,9 @@ def validate(
         found = validate_folder(Path(recipe))
         print(f"{recipe} is whole: {found['shards']} shards, {found['documents']:,} documents, {found['tokens']:,} tokens")
         return
-    from seedbed.experiments.assemble import build_stream, check_parts
+    from seedbed.experiments.assemble import check_parts
     from seedbed.experiments.recipe import load
+    from seedbed.experiments.streams import build_stream
 
     loaded = load(recipe, scale=scale, sets=_sets(set_), corpus=corpus)
     for arm in loaded.arms:

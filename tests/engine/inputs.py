@@ -1,5 +1,6 @@
-"""Shared by the engine's tests: a stream of small automata."""
+"""Shared by the engine's tests: openers of streams that a data worker can import without torch."""
 
+from seedbed.core.errors import DataError
 from seedbed.core.stream import Stream
 from seedbed.mixture.epochs import Epochs
 from seedbed.sources.nca import NcaRows
@@ -17,3 +18,7 @@ def soil(batch_size=4):
         batch_size=batch_size,
         vocab_size=source.vocab_size,
     )
+
+
+def gone():
+    raise DataError("the data are gone; put them back")

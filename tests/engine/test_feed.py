@@ -10,11 +10,7 @@ from seedbed.core.stream import Stream
 from seedbed.engine.feed import Feed
 from seedbed.engine.ranks import Ranks
 from seedbed.views.next_token import NextToken
-from tests.engine.inputs import soil
-
-
-def _broken():
-    raise DataError("the data are gone; put them back")
+from tests.engine.inputs import gone, soil
 
 
 def _tokens(rows):
@@ -30,7 +26,7 @@ def test_ranks_share_the_rows_of_a_step_and_none_is_made_twice():
 
 
 def test_what_goes_wrong_in_a_worker_is_said_as_it_is():
-    with Feed(soil(), seed=0, workers=1, opener=_broken) as feed, pytest.raises(DataError, match="put them back"):
+    with Feed(soil(), seed=0, workers=1, opener=gone) as feed, pytest.raises(DataError, match="put them back"):
         feed.take(0, until=8)
 
 

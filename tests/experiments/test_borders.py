@@ -177,7 +177,7 @@ def test_a_stage_begins_with_the_weights_of_a_model_folder(continued, tmp_path, 
 
     from transformers import AutoModelForCausalLM
 
-    from seedbed.experiments.assemble import build_stream
+    from seedbed.experiments.streams import build_stream
 
     theirs = AutoModelForCausalLM.from_pretrained(folder_of_llama).eval()
     plan = load(continued, sets=sets).plan(arm="run", seed=0)
@@ -191,6 +191,7 @@ def test_a_stage_begins_with_the_weights_of_a_model_folder(continued, tmp_path, 
     assert _losses(tmp_path / "run")[0] == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.usefixtures("runs_here")
 def test_a_giver_of_several_runs_is_named_and_must_stay_the_same(recipe, tmp_path):
     from seedbed.experiments.comparison import compared
     from seedbed.experiments.study import compare

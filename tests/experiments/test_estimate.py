@@ -15,10 +15,11 @@ from seedbed.engine.placement import place
 from seedbed.engine.precision import prepare_machine
 from seedbed.experiments import cut_model, memory
 from seedbed.experiments import estimate as module
-from seedbed.experiments.assemble import build_model, build_stage, build_stream, initialize
+from seedbed.experiments.assemble import build_model, build_stage, initialize
 from seedbed.experiments.estimate import MIB, estimate
 from seedbed.experiments.memory import memory_bytes
 from seedbed.experiments.recipe import load
+from seedbed.experiments.streams import build_stream
 from seedbed.models.sizes import SIZES
 from tests.experiments.test_mixture_runs import BY_LOSS, mixed  # noqa: F401  # a fixture
 
@@ -220,7 +221,7 @@ def test_nothing_is_changed_and_nothing_left_behind(sized, tmp_path, monkeypatch
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_every_preset_is_estimated(sized, size):
-    sets = {"model": {"kind": "decoder", "size": size}, "stages.soil.micro_batch_size": 1}
+    sets = {"model": {"kind": "decoder", "size": size}, "streams.soil.batch_size": 1}
     found = _one(sized, sets)
     assert found.how == f"from 2 of {SIZES[size]['num_layers']} layers" or found.how == "timed"
     assert found.parts_mib["weights"] * MIB == 4 * found.parameters
@@ -229,7 +230,8 @@ def test_every_preset_is_estimated(sized, size):
 @pytest.mark.slow
 def test_a_model_that_could_never_be_trained_here_is_estimated_in_six_gib(sized):
     """The largest preset needs over 24 GiB; its dry run's process stays under 6."""
-    sized.write_text(RECIPE.replace("num_layers: 6, d_model: 32, num_heads: 2", "size: nca-paper"))
+    large = RECIPE.replace("num_layers: 6, d_model: 32, num_heads: 2", "size: nca-paper")
+    sized.write_text(large.replace("batch_size: 8", "batch_size: 1"))
     command = [sys.executable, "-m", "seedbed", "run", str(sized), "--threads", "1", "--dry-run", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         said = child.stdout.read()

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from seedbed.core.errors import ConfigError, DataError, RefusedError, RunFailedError
 from seedbed.experiments import columns
 from seedbed.experiments import prepare as module
-from seedbed.experiments.assemble import build_stream
 from seedbed.experiments.columns import open_prepared
 from seedbed.experiments.prepare import make_units, plan, prepare, validate_folder
 from seedbed.experiments.recipe import StreamSpec
+from seedbed.experiments.streams import build_stream
 from seedbed.sources.shards import SPLITS, Shards
 from seedbed.tokenizers.bytes import Bytes
 from seedbed.tokenizers.integers import Integers

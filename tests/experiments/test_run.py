@@ -81,7 +81,7 @@ def test_the_body_crosses_the_border_and_the_rows_of_text_do_not_move(recipe, tm
     text = [x for x in _metrics(nca) if x["stage"] == "text"]
     assert text[0]["loss_nats"] != _metrics(scratch)[0]["loss_nats"]
     plan = load(recipe).plan(arm="nca", seed=0)
-    from seedbed.experiments.assemble import build_stream
+    from seedbed.experiments.streams import build_stream
 
     first, second = (
         build_stream("text", p.streams["text"]).stream.rows(0, count=3, seed=0)
@@ -178,7 +178,7 @@ def test_what_is_drawn_anew_behind_a_stage_is_no_rewind(recipe, tmp_path):
 
 
 def test_the_pictures_are_those_of_the_training_rows(recipe, tmp_path):
-    from seedbed.experiments.assemble import build_stream
+    from seedbed.experiments.streams import build_stream
 
     folder = _run(recipe, tmp_path / "run").folder
     plan = load(recipe).plan(arm="nca", seed=0)

@@ -193,6 +193,7 @@ def test_another_recipe_in_the_same_folder_is_refused(finished_study):
         _compare(recipe, found.folder, sets={"stages.text.clip_norm": 0.5})
 
 
+@pytest.mark.usefixtures("runs_here")
 def test_declared_looks_allow_more_seeds_and_share_alpha(recipe, tmp_path):
     recipe.write_text(recipe.read_text().replace("  seeds: 0-1", "  looks: [2, 3]\n  seeds: 0-1"))
     first = _compare(recipe, tmp_path / "out", jobs=2)
@@ -255,6 +256,7 @@ def test_a_terminated_study_stops_its_runs_and_exits_130(recipe, tmp_path):
     assert not list(out.rglob(".lock"))
 
 
+@pytest.mark.usefixtures("runs_here")
 def test_the_control_against_itself_differs_in_the_body_s_initial_weights_only(recipe, tmp_path):
     found = _compare(recipe, tmp_path / "aa", aa=True, jobs=2)
     assert list(found.data["arms"]) == ["scratch", "again"] and found.data["aa"]
@@ -265,6 +267,7 @@ def test_the_control_against_itself_differs_in_the_body_s_initial_weights_only(r
     assert found.data["contrasts"][0]["mean"] != 0
 
 
+@pytest.mark.usefixtures("runs_here")
 def test_a_search_gives_every_arm_as_many_trials_and_never_reads_the_test_part(recipe, tmp_path):
     found = tune(recipe, out=tmp_path / "tuning", jobs=2)
     data = found.data

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from seedbed.core.errors import ConfigError, StoppedRunError
-from seedbed.core.records import Batch, Cost, Draw, Measurement, Row
+from seedbed.core.making import StepRows, open_in_worker, rows_in_worker, step_rows
+from seedbed.core.records import Batch, Cost, Draw
 from seedbed.core.stream import Stream
 from seedbed.core.workers import worker_pool
 from seedbed.engine.batches import collate
@@ -63,13 +64,13 @@ class Feed:
         self._thread: ThreadPoolExecutor | None = None
         self._next: dict[int, Future[Made]] = {}  # one step, made by the thread
         self._pool: ProcessPoolExecutor | None = None
-        self._coming: dict[int, Future[_Rows]] = {}  # several, made by workers
+        self._coming: dict[int, Future[StepRows]] = {}  # several, made by workers
 
     def __enter__(self) -> "Feed":
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
         if self._workers:
             assert self._opener is not None
-            self._pool = worker_pool(self._workers, _open, self._opener)
+            self._pool = worker_pool(self._workers, open_in_worker, self._opener)
         return self
 
     def take(self, start: int, *, until: int) -> Made:
@@ -98,20 +99,20 @@ class Feed:
         seconds += time.perf_counter() - started
         return Made(batch, sum((row.cost for row in rows), Cost(seconds=seconds)), draws)
 
-    def _rows(self, start: int, until: int) -> "_Rows":
+    def _rows(self, start: int, until: int) -> StepRows:
         where = {"offset": self._offset, "share": self._share, "seed": self._seed}
         if self._pool is None:
-            return _rows(self._stream, start, **where)
+            return step_rows(self._stream, start, **where)
         count = self._stream.batch_size
         try:
             for at in range(start, min(until, start + (1 + _AHEAD * self._workers) * count), count):
                 if at not in self._coming and self._stream.due(at + count) is None:
                     history = list(self._stream.history)
-                    self._coming[at] = self._pool.submit(_rows_there, at, where, history)
+                    self._coming[at] = self._pool.submit(rows_in_worker, at, where, history)
             return self._coming.pop(start).result()
         except BrokenProcessPool:
             if self._stopping():  # the same signal ended them
-                return _rows(self._stream, start, **where)
+                return step_rows(self._stream, start, **where)
             raise StoppedRunError(
                 "a data worker was killed (out of memory?); the last checkpoint is whole: `seedbed resume` goes on from it, "
                 "perhaps with fewer --data-workers"
@@ -121,34 +122,3 @@ class Feed:
         for pool in (self._thread, self._pool):
             if pool is not None:
                 pool.shutdown(wait=True, cancel_futures=True)
-
-
-class _Rows(NamedTuple):
-    rows: list[Row]
-    draws: list[Draw]
-    seconds: float
-
-
-def _rows(stream: Stream, start: int, *, offset: int, share: int, seed: int) -> _Rows:
-    begun = time.perf_counter()
-    rows = stream.rows(start + offset, count=share, seed=seed)
-    draws = stream.draws(start, count=stream.batch_size, seed=seed)
-    return _Rows(rows, draws, time.perf_counter() - begun)
-
-
-_stream: Stream | Exception  # of this worker, or why it has none
-
-
-def _open(opener: Callable[[], Stream]) -> None:
-    global _stream  # noqa: PLW0603  # a pool hands its workers nothing but arguments
-    try:
-        _stream = opener()
-    except Exception as e:  # raised here, it would look as if the worker was killed
-        _stream = e
-
-
-def _rows_there(start: int, where: dict[str, int], history: list[Measurement]) -> Any:
-    if isinstance(_stream, Exception):
-        raise _stream
-    _stream.history[:] = history
-    return _rows(_stream, start, **where)

@@ -16,11 +16,11 @@ from seedbed.engine.placement import reading
 from seedbed.engine.precision import Machine
 from seedbed.engine.saving import Saver
 from seedbed.engine.train import Counters, Stage
-from seedbed.experiments.assemble import BuiltStream, held_out_sets
 from seedbed.experiments.feedback import Feedback
 from seedbed.experiments.journal import Metrics
 from seedbed.experiments.readings import framed, on_unseen_rules, text_numbers, up_to
 from seedbed.experiments.recipe import RunPlan, StageSpec
+from seedbed.experiments.streams import BuiltStream, held_out_sets
 
 
 @dataclass(frozen=True, kw_only=True)

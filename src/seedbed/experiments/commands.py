@@ -13,13 +13,14 @@ from seedbed.engine.checkpoints import latest, load_checkpoint, read_state
 from seedbed.engine.precision import prepare_machine
 from seedbed.engine.ranks import join_ranks
 from seedbed.evaluate.bits_per_byte import BitsPerByte, summary
-from seedbed.experiments.assemble import build_model, build_stream, check_parts
+from seedbed.experiments.assemble import build_model, check_parts
 from seedbed.experiments.borders import check_givers
 from seedbed.experiments.comparison import Comparison
 from seedbed.experiments.feedback import FILE, append
 from seedbed.experiments.readings import check_held_out
 from seedbed.experiments.recipe import RunPlan, find, load, read_plan
 from seedbed.experiments.run import RunResult, Sitting, create, execute, finished
+from seedbed.experiments.streams import build_stream
 from seedbed.experiments.study import RunStatus, resume_study
 from seedbed.experiments.tracking import checked_kinds
 from seedbed.mixture.weighted import CHANGED, check_weights

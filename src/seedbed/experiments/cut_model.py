@@ -24,8 +24,9 @@ from seedbed.engine.batches import collate
 from seedbed.engine.placement import place
 from seedbed.engine.precision import Machine
 from seedbed.engine.train import Stage
-from seedbed.experiments.assemble import BuiltStream, build_stage, initialize
+from seedbed.experiments.assemble import build_stage, initialize
 from seedbed.experiments.recipe import RunPlan, StageSpec
+from seedbed.experiments.streams import BuiltStream
 
 CUT = 2  # blocks of the model that is measured
 SHARE = 1 / 8  # of the memory, that a measured pass may keep

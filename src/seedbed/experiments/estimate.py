@@ -28,21 +28,12 @@ from seedbed.engine.placement import place
 from seedbed.engine.precision import Machine, available_threads, settled_device, settled_shards
 from seedbed.engine.ranks import Ranks
 from seedbed.engine.train import Counters, Hooks, train
-from seedbed.experiments.assemble import (
-    BuiltStream,
-    build_model,
-    build_stage,
-    build_stream,
-    held_out_sets,
-    initialize,
-    machine_for,
-    steps_of,
-    trained_of,
-)
+from seedbed.experiments.assemble import build_model, build_stage, initialize, machine_for, steps_of, trained_of
 from seedbed.experiments.cut_model import LONG, SHARE, Measured, anywhere, measure
 from seedbed.experiments.memory import memory_bytes, memory_limit, resident_bytes
 from seedbed.experiments.readings import framed, up_to
 from seedbed.experiments.recipe import RunPlan, StageSpec
+from seedbed.experiments.streams import BuiltStream, build_stream, held_out_sets
 from seedbed.models.head_loss import chunk_rows
 
 MIB = 2**20

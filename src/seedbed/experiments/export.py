@@ -26,12 +26,12 @@ from seedbed.core.durable import whole_folder
 from seedbed.core.errors import ConfigError, DataError, RefusedError, RunFailedError, nearest
 from seedbed.core.records import Batch
 from seedbed.engine.checkpoints import latest, read_state
-from seedbed.experiments.assemble import build_stream, held_out_sets
 from seedbed.experiments.card import card
 from seedbed.experiments.commands import Trained, open_run
 from seedbed.experiments.exported_tokenizer import tokenizer_files
 from seedbed.experiments.recipe import RunPlan
 from seedbed.experiments.run import finished
+from seedbed.experiments.streams import build_stream, held_out_sets
 from seedbed.models.hugging_face import WEIGHTS, llama_config, llama_weights
 from seedbed.models.transformer import Decoder, Transformer
 from seedbed.tokenizers.file import TEMPLATE

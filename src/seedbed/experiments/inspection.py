@@ -13,11 +13,12 @@ import torch
 
 from seedbed.core.errors import ConfigError, DataError
 from seedbed.core.records import Draw, Row
-from seedbed.experiments.assemble import BuiltStream, build_model, build_stream, steps_of
+from seedbed.experiments.assemble import build_model, steps_of
 from seedbed.experiments.feedback import read_feedback
 from seedbed.experiments.journal import read_lines
 from seedbed.experiments.recipe import RunPlan, load, read_plan
 from seedbed.experiments.run import finished
+from seedbed.experiments.streams import BuiltStream, build_stream
 
 
 @dataclass(frozen=True, kw_only=True)

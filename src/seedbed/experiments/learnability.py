@@ -14,10 +14,11 @@ from seedbed.core.config import set_path
 from seedbed.core.durable import write_json, write_whole
 from seedbed.core.errors import ConfigError
 from seedbed.engine.precision import available_threads
-from seedbed.experiments.assemble import build_stream, check_parts
+from seedbed.experiments.assemble import check_parts
 from seedbed.experiments.environment import commit, processor
 from seedbed.experiments.recipe import Loaded, MapSpec, RunPlan, load
 from seedbed.experiments.run import finished
+from seedbed.experiments.streams import build_stream
 from seedbed.experiments.study import RunStatus, run_search
 from seedbed.experiments.tune import trials
 

@@ -21,8 +21,8 @@ from seedbed.engine.precision import Machine
 from seedbed.evaluate.bits_per_byte import BitsPerByte, summary
 from seedbed.evaluate.frame_completion import frame_completion
 from seedbed.evaluate.rule_inference import after_first_frame, rule_inference
-from seedbed.experiments.assemble import BuiltStream, held_out_sets
 from seedbed.experiments.recipe import RunPlan, StageSpec
+from seedbed.experiments.streams import BuiltStream, held_out_sets
 from seedbed.scorers.own_run import OwnRun
 
 _COMPLETED_ROWS = 32  # held-out rows of an automaton stage whose frames are completed

@@ -30,16 +30,7 @@ from seedbed.engine.precision import Machine, settled_device, settled_shards
 from seedbed.engine.ranks import Ranks, join_ranks, together
 from seedbed.engine.saving import Saver
 from seedbed.engine.train import Counters, Hooks, NotFiniteError, train
-from seedbed.experiments.assemble import (
-    BuiltStream,
-    build_model,
-    build_stage,
-    build_stream,
-    initialize,
-    layout_free,
-    machine_for,
-    open_stream,
-)
+from seedbed.experiments.assemble import build_model, build_stage, initialize, layout_free, machine_for
 from seedbed.experiments.borders import carry_moments, cross, described, open_giver
 from seedbed.experiments.callbacks import Callbacks, taken_from
 from seedbed.experiments.environment import commit, environment
@@ -55,6 +46,7 @@ from seedbed.experiments.readings import (
     test_numbers,
 )
 from seedbed.experiments.recipe import RunPlan, StageSpec, read_plan
+from seedbed.experiments.streams import BuiltStream, build_stream, open_stream
 from seedbed.experiments.tracking import Trackers
 from seedbed.writers.sample import Sample
 

@@ -19,13 +19,14 @@ from typing import Any
 from seedbed.core.durable import locked, write_json, write_whole
 from seedbed.core.errors import ConfigError, DataError, InterruptedRunError, RefusedError, RunFailedError, SeedbedError
 from seedbed.engine.precision import available_threads, settled_device
-from seedbed.experiments.assemble import build_stream, check_parts, gives_text
+from seedbed.experiments.assemble import check_parts
 from seedbed.experiments.borders import check_givers
 from seedbed.experiments.comparison import Comparison, Design, compared, read_design, refuse_late_seeds
 from seedbed.experiments.environment import commit
 from seedbed.experiments.readings import check_held_out
 from seedbed.experiments.recipe import Loaded, RunPlan, find, load, parse_seeds, read_plan
 from seedbed.experiments.run import PARENT, create, finished
+from seedbed.experiments.streams import build_stream, gives_text
 from seedbed.experiments.tracking import checked_kinds
 
 AA_STREAM = "init-second"  # the random stream of the body's initial weights in the second arm of an A/A study

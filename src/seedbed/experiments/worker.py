@@ -5,10 +5,11 @@ import traceback
 from pathlib import Path
 
 from seedbed.core.errors import SeedbedError
-from seedbed.experiments.run import Sitting, execute
 
 
 def main() -> int:
+    from seedbed.experiments.run import Sitting, execute  # here, as this run's data workers import this file and need no torch
+
     try:
         execute(Path(sys.argv[1]), say=lambda line: None, sitting=Sitting(track=tuple(sys.argv[2:])))
     except SeedbedError as e:

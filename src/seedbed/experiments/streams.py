@@ -1,0 +1,163 @@
+"""Streams, built as a plan says: sources, tokenizer, packing, mixture and views put together, and the texts held out of them.
+
+Nothing here needs torch, so a data worker starts without it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from seedbed import mixture, packing, sources, tokenizers, views
+from seedbed.core.errors import ConfigError, nearest
+from seedbed.core.protocols import Corpus, Prepared, Source, Tokenizer, TokenStore
+from seedbed.core.stream import Stream
+from seedbed.experiments.recipe import RunPlan, StreamSpec
+from seedbed.packing.store import CorpusTokens, Ordered
+from seedbed.sources.shards import ShardStore
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltStream:
+    """A stream with what it was made of, for evaluation, fingerprints and pages."""
+
+    stream: Stream
+    corpora: Mapping[str, Corpus]  # of text streams, by source
+    tokenizer: Tokenizer | None
+
+    @property
+    def source(self) -> Source:
+        """The source of a stream that has one."""
+        (source,) = self.stream.sources.values()
+        return source
+
+    def fingerprint(self) -> str:
+        """Return a hash of all data that the stream can draw from."""
+        prints = {name: source.fingerprint() for name, source in self.stream.sources.items()}
+        return next(iter(prints.values())) if len(prints) == 1 else sha256(json.dumps(prints).encode()).hexdigest()[:16]
+
+
+def build_stream(name: str, spec: StreamSpec, *, device: "torch.device | None" = None) -> BuiltStream:
+    """Return a stream; on a GPU, roll-outs are made there, with the same bytes.
+
+    Raises ConfigError or DataError for parts that do not fit each other or lack data.
+    """
+    path = f"streams.{name}"
+    made, corpora, given = {}, {}, None
+    if spec.tokenizer is not None:
+        given = tokenizers.parts.build(spec.tokenizer, path=f"{path}.tokenizer")
+    tokenizer = None
+    for source_name, part in spec.named_sources.items():
+        at = f"{path}.source" if spec.source is not None else f"{path}.sources.{source_name}"
+        source = sources.parts.build(part, path=at, shared={"seq_len": spec.seq_len})
+        if isinstance(source, Corpus | Prepared):
+            tokenizer = _fitting(given, source, before=tokenizer, path=at)
+            corpora[source_name], store = _opened(source, tokenizer)
+            source = packing.parts.build(spec.packing, path=f"{path}.packing", shared={"seq_len": spec.seq_len}).pack(store)
+        elif given is not None:
+            raise ConfigError(f"{path}.tokenizer: the source {source_name!r} gives tokens already; leave the tokenizer out")
+        elif device is not None and device.type == "cuda" and hasattr(source, "rolled_by"):
+            from seedbed.nca.rollout_torch import TorchRoller
+
+            source = source.rolled_by(TorchRoller(device))
+        made[source_name] = source
+    vocabularies = {source_name: source.vocab_size for source_name, source in made.items()}
+    if len(set(vocabularies.values())) > 1 or (corpora and len(corpora) < len(made)):
+        raise ConfigError(f"{path}.sources: rows of one stream share one vocabulary; got {vocabularies} tokens")
+    mixed = mixture.parts.build(spec.mixture, path=f"{path}.mixture", shared={"seq_len": spec.seq_len})
+    if hasattr(mixed, "resolved"):
+        try:
+            mixed = mixed.resolved({n: _amounts(s, corpora.get(n)) for n, s in made.items()})
+        except ConfigError as e:
+            raise ConfigError(f"{path}.mixture: {e}") from None
+    elif len(made) > 1:
+        raise ConfigError(f"{path}.mixture: {len(made)} sources need a mixture that weighs them, such as weighted")
+    stream = Stream(
+        name=name,
+        sources=made,
+        mixture=mixed,
+        views=[views.parts.build(v, path=f"{path}.views.{i}") for i, v in enumerate(spec.views)],
+        seq_len=spec.seq_len,
+        batch_size=spec.batch_size,
+        vocab_size=next(iter(vocabularies.values())),
+    )
+    return BuiltStream(stream=stream, corpora=corpora, tokenizer=tokenizer)
+
+
+def _fitting(given: Tokenizer | None, source: Any, *, before: Tokenizer | None, path: str) -> Tokenizer:
+    """Return the tokenizer of a text source: the recipe's, or a prepared folder's own. All sources of a stream have the
+    same."""
+    if given is not None:
+        return given
+    if not isinstance(source, Prepared):
+        raise ConfigError(f"{path}: this source gives documents, so the stream needs a tokenizer, such as bytes")
+    own: Tokenizer = tokenizers.parts.build(source.tokenizer_spec(), path=f"{path}.tokenizer")
+    if before is not None and own.fingerprint() != before.fingerprint():
+        raise ConfigError(
+            f"{path}: it was prepared with another tokenizer than the stream's other sources; prepare them with one"
+        )
+    return own
+
+
+def _opened(source: Any, tokenizer: Tokenizer) -> tuple[Corpus, TokenStore]:
+    """Return a text source as a corpus to evaluate on and as ids to pack."""
+    if not isinstance(source, Prepared):
+        return source, CorpusTokens(corpus=source, tokenizer=tokenizer)
+    store = source.store(tokenizer)
+    return store, (Ordered(store=store, orders=store.orders) if store.orders else store)
+
+
+def _amounts(source: Source, corpus: Corpus | None) -> dict[str, float]:
+    """How much a source has to train on: rows, and of text bytes and seconds; nothing if it never ends."""
+    rows = source.size("train")
+    if rows is None:
+        return {}
+    store: Any = getattr(source, "store", None)
+    known = {"rows": float(rows)}
+    if store is not None:
+        known["bytes"] = float(store.size_bytes("train"))
+        if isinstance(corpus, ShardStore):
+            known["seconds"] = corpus.seconds("train")
+    return known
+
+
+def open_stream(name: str, spec: StreamSpec) -> Stream:
+    """Return a stream, for a data worker."""
+    return build_stream(name, spec).stream
+
+
+def gives_text(spec: StreamSpec) -> bool:
+    """Whether a stream's rows are made of documents, so that held-out text can be read with its tokenizer."""
+    parts = spec.named_sources.values()
+    return all(isinstance(sources.parts.build(p, shared={"seq_len": spec.seq_len}), Corpus | Prepared) for p in parts)
+
+
+def held_out_sets(plan: RunPlan, built: BuiltStream) -> dict[str, Corpus]:
+    """Return the corpora on which a text stream's model is evaluated, the main one first.
+
+    Raises ConfigError if several are there and none is named main, DataError if one cannot be read.
+    """
+    if built.tokenizer is None:
+        return {}
+    found: dict[str, Corpus] = dict(built.corpora)
+    if plan.evaluate.sets:
+        found = {}
+        for name, part in plan.evaluate.sets.items():
+            source = sources.parts.build(part, path=f"evaluate.sets.{name}")
+            if not isinstance(source, Corpus | Prepared):
+                raise ConfigError(f"evaluate.sets.{name}: held-out sets are text or shards, this source gives rows")
+            found[name] = source.store(built.tokenizer) if isinstance(source, Prepared) else source
+    main = plan.evaluate.main
+    if main not in found and not plan.evaluate.sets and built.stream.name != plan.stages[-1].stream:
+        main = next(iter(found))  # an earlier stage on texts of its own
+    if main is None:
+        if len(found) > 1:
+            raise ConfigError(f"evaluate.main: name the held-out set that the metric reads, one of: {', '.join(found)}")
+        main = next(iter(found))
+    if main not in found:
+        raise ConfigError(f"evaluate.main: no held-out set {main!r}; {nearest(main, found)}")
+    return {main: found[main], **{name: corpus for name, corpus in found.items() if name != main}}
