@@ -1,4 +1,6 @@
-"""A plan's parts, built and put together: streams, models, stages. The only place where parts of different rooms meet."""
+"""A plan's parts, built and put together: models and stages. With streams.py the only place where parts of different rooms
+meet.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +16,7 @@ from seedbed.engine.precision import Machine, prepare_machine
 from seedbed.engine.ranks import Ranks
 from seedbed.engine.train import Stage
 from seedbed.experiments.recipe import Part, RunPlan, StageSpec
+from seedbed.experiments.streams import BuiltStream, gives_text
 
 
 def machine_for(plan: RunPlan, *, threads: int | None = None, ranks: Ranks | None = None, shard: str = "none") -> Machine:
