@@ -2,10 +2,10 @@
 
     python benchmarks/products.py [--threads 2] [--repeats 7]
 
-For the shapes of a linear layer's forward pass and of both its gradients, the weight's also in turned order; then whether one product for query, key and value
-(their weights joined anew in every pass) is faster than three, forward and backward. The two take turns; medians. The last line
-is JSON: `ratio` (above 1: oneDNN is faster) by shape, their median, what `seedbed.models.products` chooses here, and `joined`
-(above 1: one product is faster).
+For the shapes of a linear layer's forward pass and of both its gradients, the weight's also in turned order; then whether one
+product for query, key and value (their weights joined anew in every pass) is faster than three, forward and backward. The two
+take turns; medians. The last line is JSON: `ratio` (above 1: oneDNN is faster) by shape, their median, what
+`seedbed.models.products` chooses here, and `joined` (above 1: one product is faster).
 """
 
 import argparse

@@ -49,7 +49,7 @@ class StageEstimate:
 
     `parts_mib` says what the peak of memory consists of, where the model computes: weights, gradients, moments, activations
     (what a micro-batch's forward pass leaves for its backward pass), working (logits and their gradients, or what a block needs
-    while it goes backward), and on a processor also checkpoint (the copy that is being written) and process (program and data).
+    while it goes backward), and on a processor also checkpoint (the copy that is being packed) and process (program and data).
     On a GPU these two are in `host_parts_mib`, and gradients that are made while activations go, as in a step of one
     micro-batch, count for what they need beyond these.
     """
@@ -219,7 +219,8 @@ class _Sizes:
         update = {"gradients": gradients, "activations": 0.0, "working": max(self.updating, summed)}
         fullest = max((backward, update), key=lambda moment: sum(moment.values()))
         parts = {"weights": weights, "moments": moments, **fullest}
-        beside = {"checkpoint": weights + moments, "process": process}
+        packing = max(moments, weights - moments) if shards == 1 else 0.0  # a file is there twice while it is packed
+        beside = {"checkpoint": weights + moments + packing, "process": process}
         return (parts, beside) if self.on_device else ({**parts, **beside}, {})
 
 

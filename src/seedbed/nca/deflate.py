@@ -107,7 +107,7 @@ def _sift(heap, size, k):
 def _code(counts, elements, extra, longest, bits, heap, parent, order, length):
     """Fill `bits` with the lengths of zlib's Huffman code; return (last used symbol, bits of the coded symbols).
 
-    Two symbols at least get a code, as zlib does.
+    Two symbols at least get a code, as zlib does. Give numbers as np.int64: for each literal one it would be compiled anew.
     """
     node_mask = np.int64(4095)
     size = 0
@@ -135,7 +135,7 @@ def _code(counts, elements, extra, longest, bits, heap, parent, order, length):
         first = heap[1]
         heap[1] = heap[size]
         size -= 1
-        _sift(heap, size, 1)
+        _sift(heap, size, np.int64(1))
         second = heap[1]
         a, b = first & node_mask, second & node_mask
         order[ranked], order[ranked + 1] = a, b
@@ -144,7 +144,7 @@ def _code(counts, elements, extra, longest, bits, heap, parent, order, length):
         parent[b] = node
         depth = max((first >> np.int64(12)) & node_mask, (second >> np.int64(12)) & node_mask) + 1
         heap[1] = _key((first >> np.int64(24)) + (second >> np.int64(24)), depth, np.int64(node))
-        _sift(heap, size, 1)
+        _sift(heap, size, np.int64(1))
         node += 1
     root = node - 1
     length[root] = 0
@@ -229,15 +229,17 @@ def _block_bits(bits_before, stored, memory):
         fixed += distances[n] * (5 + _EXTRA_OF_DISTANCE[n])
     lengths[:] = 0
     distances_before = distances.copy()
-    last, own = _code(literals, _LITERALS, _EXTRA_OF_LITERAL, 15, literal_bits, heap, parent, order, deep)
+    last, own = _code(literals, np.int64(_LITERALS), _EXTRA_OF_LITERAL, np.int64(15), literal_bits, heap, parent, order, deep)
     _count_lengths(literal_bits, last, lengths)
-    last, more = _code(distances, _DISTANCES, _EXTRA_OF_DISTANCE, 15, distance_bits, heap, parent, order, deep)
+    last, more = _code(
+        distances, np.int64(_DISTANCES), _EXTRA_OF_DISTANCE, np.int64(15), distance_bits, heap, parent, order, deep
+    )
     for n in range(_DISTANCES):  # symbols that only fill up a code are never sent
         if distances[n] != distances_before[n]:
             more -= distance_bits[n] + _EXTRA_OF_DISTANCE[n]
     own += more
     _count_lengths(distance_bits, last, lengths)
-    _, more = _code(lengths, _LENGTHS, _EXTRA_OF_LENGTH, 7, length_bits, heap, parent, order, deep)
+    _, more = _code(lengths, np.int64(_LENGTHS), _EXTRA_OF_LENGTH, np.int64(7), length_bits, heap, parent, order, deep)
     own += more + 14
     sent = _LENGTHS
     while sent > 4 and length_bits[_SENT_ORDER[sent - 1]] == 0:

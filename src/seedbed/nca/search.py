@@ -98,7 +98,7 @@ def make_rows(
     patches = np.empty(selection * (side // patch) ** 2, dtype=np.int32)
     data = np.zeros(4 * patches.size + 300, dtype=np.uint8)
     chain = np.empty(4 * patches.size, dtype=np.int32)
-    size = 0
+    size, begin = 0, np.int64(0)  # typed, as `done` is: one function compiled instead of two
     rule = (flat_table, no_bias, out, out_bias)
     for r in range(rule_index.size):
         tries_R[r] = 0
@@ -113,7 +113,7 @@ def make_rows(
             key = mix(first_start_base + address)
             if measuring:
                 fill_start(key, uniform, normal, gumbel, logits, grid)
-                run_frames(grid, measured, burn_in, stride, 0, side, rule, slack, key, temperature, bias, gumbel, memory)
+                run_frames(grid, measured, burn_in, stride, begin, side, rule, slack, key, temperature, bias, gumbel, memory)
                 encode_frames(measured, side, patch, states, patches, False)
                 size = tokens_gzip(patches, data, chain, deflate_memory)
                 if not band[0] < size / (4 * patches.size) < band[1]:
@@ -125,7 +125,9 @@ def make_rows(
             frames = frames_RFC[r]
             if measuring and start_base[r] == first_start_base:
                 both = min(selection, wanted)
-                frames[:both] = measured[:both]
+                for f in range(both):
+                    for c in range(cells):
+                        frames[f, c] = measured[f, c]
                 if wanted > selection:  # go on from the last frame of the selection
                     done = burn_in + (selection - 1) * stride
                     rest = frames[selection:]
@@ -133,7 +135,7 @@ def make_rows(
             else:
                 key = mix(start_base[r] + address)
                 fill_start(key, uniform, normal, gumbel, logits, grid)
-                run_frames(grid, frames, burn_in, stride, 0, side, rule, slack, key, temperature, bias, gumbel, memory)
+                run_frames(grid, frames, burn_in, stride, begin, side, rule, slack, key, temperature, bias, gumbel, memory)
             encode_frames(frames, side, patch, states, tokens_RT[r], True)
             break
         if tries_R[r] == 0:
