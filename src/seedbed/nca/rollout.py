@@ -177,7 +177,7 @@ def _update(grid, out, side, rule, slack, key, temperature, bias, gumbel, memory
 def run_frames(grid, frames, burn_in, stride, first_update, side, rule, slack, key, temperature, bias, gumbel, memory):
     """Fill `frames` from `grid` on, which is used up. A grid that stands still without noise stays for ever.
 
-    Cells are copied one by one: for an assigned slice numba compiles what its error would say, a quarter of all it compiles.
+    Cells are copied one by one: for an assigned slice numba compiles what its error would say, a third of all that it compiles.
     """
     other, rest = memory
     _as_reals(rule[2], rule[3], rest[4], rest[5])
