@@ -1,22 +1,38 @@
-"""Twenty-eight one-line breakages, each of which a named test must catch: `make mutants`.
+"""One-line breakages, each of which a named test must catch: `make mutants`.
 
 Every mutant is made in a copy of the package; its test is run against the copy, in a process of its own, and must fail (and
-must pass without it, which `make test` shows).
+must pass without it, which `make test` shows). `make mutants SINCE=2` tries those alone whose file or test was touched by the
+commits of the last two days.
 """
 
+import gc
 import importlib
+import math
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-IMPORTED = ("torch", "numba", "scipy.stats", "hypothesis", "beartype")  # once, and not in every process that follows
+IMPORTED = (  # once, and not in every process that follows
+    "torch._dynamo",
+    "numba.core.event",
+    "scipy.stats",
+    "hypothesis",
+    "beartype",
+    "jaxtyping",
+    "pydantic",
+    "typer",
+    "tokenizers",
+    "matplotlib.figure",
+)
 
 
 class Mutant(NamedTuple):
@@ -229,20 +245,34 @@ MUTANTS = [
 ]
 
 
-def main() -> int:
+def main(days: float | None = None) -> int:
+    chosen = [
+        m for m in MUTANTS if days is None or _touched(days) & {f"src/seedbed/{m.file}", f"tests/{m.test.split('::')[0]}"}
+    ]
+    sys.path[0] = str(ROOT)  # in place of this file's folder, where packages have other libraries' names
     for name in IMPORTED:
         importlib.import_module(name)
+    gc.freeze()  # what is there is not looked at again by every process
     jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     survivors = []
     with multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1) as pool:
-        for mutant, output in zip(MUTANTS, pool.imap(_tried, MUTANTS), strict=True):
+        for mutant, output in zip(chosen, pool.imap(_tried, chosen), strict=True):
             print(f"{'SURVIVED' if output else 'caught':9} {mutant.what}: {mutant.test.split('::')[1]}", flush=True)
             if output:
                 survivors.append((mutant.what, output))
     for what, output in survivors:
         print(f"\n{what}:\n{output}")
-    print(f"{len(MUTANTS) - len(survivors)} of {len(MUTANTS)} caught")
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} caught; there are {len(MUTANTS)}")
     return 1 if survivors else 0
+
+
+@cache
+def _touched(days: float) -> set[str]:
+    """The files that commits of the last days have changed, and what is not committed yet."""
+    since = ["git", "log", f"--since={days * 24:g} hours ago", "--name-only", "--format="]
+    commands = [since, ["git", "diff", "--name-only", "HEAD"]]
+    said = [subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout for words in commands]
+    return {line for text in said for line in text.splitlines()}
 
 
 def _tried(mutant: Mutant) -> str:
@@ -261,9 +291,11 @@ def _tried(mutant: Mutant) -> str:
 
 def _pytest(test: str, *, package: str) -> tuple[int, str]:
     """Run one test in this process, and the processes that it starts, against the package in a folder."""
-    sys.path[0] = package  # in place of this file's folder, where packages have other libraries' names
+    sys.path.insert(0, package)
     os.environ["PYTHONPATH"] = package
     os.chdir(ROOT)
+    costs = importlib.import_module("tests.costs")
+    costs.LIMIT = math.inf  # a case must fail for what it asserts
     with tempfile.TemporaryFile("w+") as output:
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
@@ -274,4 +306,4 @@ def _pytest(test: str, *, package: str) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(float(sys.argv[1]) if sys.argv[1:] else None))

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
+from types import SimpleNamespace
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -14,7 +15,9 @@ import torch
 
 from seedbed.cli import entry
 from seedbed.core.errors import SeedbedError
+from seedbed.experiments import console, cut_model, estimate
 from tests.conftest import DATA
+from tests.processes import ended, forked
 
 
 @pytest.fixture(autouse=True)
@@ -177,10 +180,8 @@ def test_a_broken_recipe_names_its_line(tmp_path):
 
 
 def test_debug_shows_the_traceback():
-    done = subprocess.run(
-        [sys.executable, "-m", "seedbed", "--debug", "run", "none.yaml"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 3 and "Traceback" in done.stderr
+    (code,), said = ended([forked("seedbed", "--debug", "run", "none.yaml")])
+    assert code == 3 and "Traceback" in said
 
 
 def test_rows_are_written_as_int32_and_the_same_with_two_threads(tmp_path):
@@ -229,17 +230,18 @@ def test_recipes_parts_and_their_explanations_are_listed():
     assert "is valid; arms: scratch, nca" in _seedbed("validate", "nca-demo").stdout
 
 
-def test_the_resolved_recipe_and_the_estimate_are_printed_without_a_folder(recipe, tmp_path):
+def test_the_resolved_recipe_and_the_estimate_are_printed_without_a_folder(recipe, tmp_path, monkeypatch):
+    for where in (estimate, cut_model):
+        monkeypatch.setattr(where, "LONG", 0.1)  # seconds that it times
     assert "arm: nca" in _seedbed("run", recipe, "--arm", "nca", "--print-config", cwd=tmp_path).stdout
     text = _seedbed("run", recipe, "--arm", "nca", "--dry-run", cwd=tmp_path).stdout
     assert "stage soil: 6 steps, 768 tokens" in text and "MiB at its peak" in text and "s a step (timed)" in text
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.slow
-def test_a_whole_session(recipe, corpus, tmp_path):
-    """Run, look, evaluate, sample, compare, check, list, resume: each command, with JSON where it is offered."""
-    done = _seedbed("run", recipe, "--arm", "nca", "--out", "r", "--json", cwd=tmp_path)
+def test_a_run_is_begun_looked_at_and_gone_on_with(recipe, corpus, tmp_path):
+    """Each command that is about one run, with JSON where it is offered."""
+    done = _seedbed("run", recipe, "--arm", "nca", "--threads", 1, "--out", "r", "--json", cwd=tmp_path)
     assert json.loads(done.stdout.splitlines()[-1])["status"] == "done" and "page: r/report.html" in done.stdout
     _fails(4, "run", recipe, "--arm", "nca", "--out", "r", cwd=tmp_path, saying="seedbed resume r")
     found = json.loads(_seedbed("eval", "r", "--text", corpus, "--json", cwd=tmp_path).stdout)
@@ -249,12 +251,17 @@ def test_a_whole_session(recipe, corpus, tmp_path):
         == "The "
     )
     assert _seedbed("resume", "r", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.usefixtures("runs_here")
+def test_a_study_is_begun_checked_listed_and_shown(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(console, "estimate", _estimated)
     done = _seedbed("compare", recipe, "--jobs", 2, "--out", "s", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for word in (
         "machine:",
         "arms: scratch, nca; seeds: 0, 1",
-        "estimated:",
+        "estimated: 2 min",
         "verdict:",
         "the paper reports 0.06 nats",
         "page: s/",
@@ -265,6 +272,11 @@ def test_a_whole_session(recipe, corpus, tmp_path):
     assert "done" in _seedbed("list", "runs", "--folder", ".", cwd=tmp_path).stdout
     assert "page: s/report.html" in _seedbed("report", "s", cwd=tmp_path).stdout
     _fails(4, "compare", recipe, "--out", "s", "--set", "stages.text.clip_norm=0.1", cwd=tmp_path, saying="holds another study")
+
+
+def _estimated(plan):
+    """What `seedbed.experiments.estimate` would say after timing a few steps (tests/experiments/test_estimate.py)."""
+    return [SimpleNamespace(stage="text", seconds=60.0, tokens=1024, parameters=9, steps=8)]
 
 
 def test_from_a_folder_to_shards_a_column_an_order_and_a_look(tmp_path):

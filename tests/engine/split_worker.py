@@ -1,6 +1,6 @@
-"""One of several ranks that train a small model in every way of placing it; started by test_split.py under torchrun.
+"""One of several ranks that train a small model in every way of placing it; test_split.py starts them.
 
-torchrun --nproc-per-node 4 -m tests.engine.split_worker FOLDER
+Four ranks of `python -m tests.engine.split_worker FOLDER`.
 """
 
 import json

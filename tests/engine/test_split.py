@@ -1,11 +1,7 @@
 """Weights split over four ranks: the losses of one process, checkpoints for any number of ranks, no needless messages."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -16,26 +12,20 @@ from seedbed.engine.ranks import Ranks
 from seedbed.engine.saving import Saver
 from seedbed.engine.train import Counters
 from tests.engine.split_worker import SAVED_AT, STEPS, WAYS, built, trained
+from tests.processes import ended, ranks
 
 BOUND = 1e-5  # relative, on losses of six steps in float32
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory):
+def four(once):
     """What four ranks found, and the folder with their checkpoints."""
-    folder = tmp_path_factory.mktemp("four")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "-m", "tests.engine.split_worker", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-        env=environment,
-        cwd=Path(__file__).parents[2],
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+
+    def build(folder):
+        codes, said = ended(ranks(4, "tests.engine.split_worker", folder))
+        assert codes == [0] * 4, said[-3000:]
+
+    folder = once("four-ranks", build)
     return json.loads((folder / "found.json").read_text()), folder
 
 
@@ -43,14 +33,12 @@ def _alone(**settings):
     return trained(*built(**{k: v for k, v in settings.items() if k != "shard"}))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", [w for w in WAYS if w != "bfloat16"])
 def test_losses_and_gradient_norms_are_those_of_one_process(four, way):
     alone = _alone(**{**WAYS[way], "micro": 8})
     assert four[0][way] == [pytest.approx(pair, rel=BOUND) for pair in alone]
 
 
-@pytest.mark.slow
 def test_in_mixed_precision_they_are_those_of_one_process_within_its_rounding(four):
     """Norms' gains are rounded to bfloat16 too where blocks are gathered in it: a relative spacing of 2^-8."""
     alone = _alone(**WAYS["bfloat16"])
@@ -58,13 +46,11 @@ def test_in_mixed_precision_they_are_those_of_one_process_within_its_rounding(fo
     assert four[0]["bfloat16"][-1][2] == pytest.approx(alone[-1][2], rel=2**-8), "read in the number type of its training"
 
 
-@pytest.mark.slow
 def test_gradients_are_summed_once_a_step_however_many_micro_batches(four):
     """Once for each block and once for the rest."""
     assert four[0]["messages"] == {"1": 3, "2": 3}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", ["again on all", "again on two", "again whole"])
 def test_what_four_ranks_saved_goes_on_over_other_groups(four, way):
     found, _ = four
@@ -72,7 +58,6 @@ def test_what_four_ranks_saved_goes_on_over_other_groups(four, way):
     assert found[way] == (found["all"][SAVED_AT:] if exact else [pytest.approx(x, rel=BOUND) for x in found["all"][SAVED_AT:]])
 
 
-@pytest.mark.slow
 def test_what_four_ranks_saved_goes_on_in_one_process_and_opens_whole(four):
     found, folder = four
     assert found["saved"] == [f"step-{SAVED_AT}", f"step-{STEPS}"], "each in its turn, the last waited for"
@@ -88,7 +73,6 @@ def test_what_four_ranks_saved_goes_on_in_one_process_and_opens_whole(four):
     assert len(files) == 5 and all(name.endswith((".safetensors", ".json")) for name in files), "a file a rank, no pickle"
 
 
-@pytest.mark.slow
 def test_a_harmed_part_is_found(four, tmp_path):
     import shutil
 

@@ -1,6 +1,6 @@
 """The command line, of which the second of several ranks kills itself after so many steps: LOST_AFTER.
 
-torchrun --nproc-per-node 2 -m tests.experiments.lost_rank run RECIPE ...
+Two ranks of `python -m tests.experiments.lost_rank run RECIPE ...`.
 """
 
 import os

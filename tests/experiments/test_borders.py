@@ -192,6 +192,7 @@ def test_a_stage_begins_with_the_weights_of_a_model_folder(continued, tmp_path, 
 
 
 @pytest.mark.usefixtures("runs_here")
+@pytest.mark.usefixtures("runs_here")
 def test_a_giver_of_several_runs_is_named_and_must_stay_the_same(recipe, tmp_path):
     from seedbed.experiments.comparison import compared
     from seedbed.experiments.study import compare

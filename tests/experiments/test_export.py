@@ -1,6 +1,7 @@
 import json
 import shutil
 import sys
+from dataclasses import asdict
 from hashlib import sha256
 
 import numpy as np
@@ -13,12 +14,11 @@ from seedbed.core.records import Batch
 from seedbed.engine.checkpoints import latest
 from seedbed.experiments import commands, exported_tokenizer
 from seedbed.experiments import export as module
-from seedbed.experiments.export import LIMIT, export, open_export
-from seedbed.experiments.study import compare
+from seedbed.experiments.export import LIMIT, Exported, export, open_export
 from seedbed.models.hugging_face import folder_weights
 from seedbed.models.transformer import Decoder
 from seedbed.scorers.own_run import OwnRun
-from tests.conftest import TINY
+from tests.conftest import write_recipe
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers import models as kinds
 
@@ -31,15 +31,18 @@ def _run(recipe, out, **sets):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def plain(once):
     """One run on bytes, trained once for the tests that only read it, and its export."""
-    folder = tmp_path_factory.mktemp("plain")
-    corpus = folder / "corpus.txt"
-    corpus.write_text("".join(f"The {n}th paragraph speaks of {n * 7 % 13} äpples.\n\n" for n in range(220)))
-    recipe = folder / "tiny.yaml"
-    recipe.write_text(TINY.replace("CORPUS", str(corpus)))
-    run = _run(recipe, folder / "run")
-    return run, export(run, folder / "out")
+
+    def build(folder):
+        corpus = folder / "corpus.txt"
+        corpus.write_text("".join(f"The {n}th paragraph speaks of {n * 7 % 13} äpples.\n\n" for n in range(220)))
+        exported = export(_run(write_recipe(folder, corpus), folder / "run"), folder / "out")
+        (folder / "exported.json").write_text(json.dumps(asdict(exported), default=str))
+
+    folder = once("exported", build)
+    exported = json.loads((folder / "exported.json").read_text())
+    return folder / "run", Exported(**{**exported, "folder": folder / "out", "notes": tuple(exported["notes"])})
 
 
 def _logits(model, ids):
@@ -119,6 +122,7 @@ def test_the_card_tells_costs_numbers_and_that_one_run_proves_nothing(plain):
     assert "resolved.yaml names the data by the paths" in card and len(exported.notes) == 1
 
 
+@pytest.mark.slow
 def test_the_folder_works_in_lm_evaluation_harness(plain, tmp_path):
     """A task of one's own, offline: its log-likelihoods are those of our own scorer."""
     lm_eval = pytest.importorskip("lm_eval")
@@ -493,10 +497,10 @@ def test_the_card_of_a_study_s_run_carries_what_the_study_says_of_its_arm(plain,
 
 
 @pytest.mark.slow
-def test_a_real_study_s_verdict_is_read_as_it_was_written(recipe, tmp_path):
-    study = compare(recipe, out=tmp_path / "study", jobs=2, say=lambda line: None, command="")
-    card = (export(tmp_path / "study/nca/seed-1", tmp_path / "nca").folder / "README.md").read_text()
-    assert f"{study.verdict}." in card, "one arm and its control: all that the study says"
+def test_a_real_study_s_verdict_is_read_as_it_was_written(a_study, tmp_path):
+    verdict = json.loads((a_study / "out/comparison.json").read_text())["verdict"]
+    card = (export(a_study / "out/nca/seed-1", tmp_path / "nca").folder / "README.md").read_text()
+    assert f"{verdict}." in card, "one arm and its control: all that the study says"
     assert "weights from soil" in card and "## Verdict\n\nstage 0 did not learn" in card
 
 

@@ -1,12 +1,10 @@
-"""What a run must survive. `make test` kills a run 5 times, `make fault` (SEEDBED_KILLS=50) 50 times and a study 5 times."""
+"""What a run must survive. `make test` kills a run 3 times, `make test-slow` 10, `make fault` 50 and a study 5 times."""
 
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,10 +17,12 @@ from seedbed.experiments import run as module
 from seedbed.experiments.inspection import as_text, inspect
 from seedbed.experiments.recipe import load
 from seedbed.experiments.run import Sitting, create, execute, finished
+from tests.conftest import write_corpus, write_recipe
 from tests.experiments.test_run import _metrics, _run, _same
+from tests.processes import ended, forked
 
-KILLS = int(os.environ.get("SEEDBED_KILLS", "5"))
-HERE = Path(__file__).parent
+KILLS = int(os.environ.get("SEEDBED_KILLS", "10"))
+WORKER = "seedbed.experiments.worker"
 
 
 def _quiet(line):
@@ -34,19 +34,30 @@ def _begun(recipe, folder, arm="nca", **settings):
     return folder
 
 
-@pytest.mark.slow
-def test_killed_at_random_moments_a_run_goes_on_to_the_uninterrupted_result(recipe, tmp_path):
+@pytest.fixture(scope="module")
+def stopped(once):
+    """A run that was stopped after step 10, checkpoints of steps 8 and 10 kept, and the same run undisturbed; to be copied."""
+
+    def build(folder):
+        recipe = write_recipe(folder, write_corpus(folder))
+        with pytest.MonkeyPatch.context() as patch:
+            _stopped(recipe, folder / "run", patch, after=10)
+        _run(recipe, folder / "whole", sets={"checkpoint_every": 2})
+
+    return once("stopped-run", build)
+
+
+@pytest.mark.parametrize("wanted", [3, pytest.param(KILLS, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_a_run_goes_on_to_the_uninterrupted_result(stopped, tmp_path, wanted):
     """Every second kill falls into a call that makes a file durable, before or after it; the others come at any time."""
-    chance = random.Random(KILLS)
-    sets = {"checkpoint_every": 2}
-    whole = _run(recipe, tmp_path / "whole", sets=sets).folder
+    chance = random.Random(wanted)
+    whole, recipe, sets = stopped / "whole", stopped / "tiny.yaml", {"checkpoint_every": 2}
     kills, runs = 0, 0
-    while kills < KILLS:
+    while kills < wanted:
         folder = _begun(recipe, tmp_path / f"killed-{runs}", sets=sets)
-        while kills < KILLS and finished(folder) is None:
+        while kills < wanted and finished(folder) is None:
             if kills % 2:
-                worker = [sys.executable, "-m", "seedbed.experiments.worker", str(folder)]
-                process = subprocess.Popen(worker, stderr=subprocess.DEVNULL)
+                process = forked(WORKER, folder)
                 lines = (folder / "metrics.jsonl").stat().st_size if (folder / "metrics.jsonl").exists() else 0
                 begun = time.monotonic()
                 while process.poll() is None and time.monotonic() - begun < 60:
@@ -56,10 +67,8 @@ def test_killed_at_random_moments_a_run_goes_on_to_the_uninterrupted_result(reci
                 time.sleep(chance.random() * 0.1)
                 process.send_signal(signal.SIGKILL)
             else:
-                worker = [sys.executable, str(HERE / "kill_at.py"), str(folder)]
-                environment = {**os.environ, "KILL_AT": str(chance.randint(1, 120))}
-                process = subprocess.Popen(worker, stderr=subprocess.DEVNULL, env=environment)
-            kills += process.wait(timeout=900) == -signal.SIGKILL
+                process = forked("tests.experiments.kill_at", folder, KILL_AT=chance.randint(1, 120))
+            kills += process.wait() == -signal.SIGKILL
         commands.resume(folder, say=_quiet)
         _same(whole, folder)
         assert not [p for p in (folder / "checkpoints").iterdir() if p.name.startswith((".", "damaged"))]
@@ -67,28 +76,24 @@ def test_killed_at_random_moments_a_run_goes_on_to_the_uninterrupted_result(reci
         runs += 1
 
 
-@pytest.mark.slow
-def test_a_killed_study_goes_on_to_the_same_numbers(recipe, tmp_path):
-    from seedbed.experiments.study import compare
-
-    whole = compare(recipe, out=tmp_path / "whole", jobs=2)
-    out = tmp_path / "killed"
-    command = [sys.executable, "-m", "seedbed", "compare", str(recipe), "--jobs", "2", "--out", str(out)]
+@pytest.mark.usefixtures("runs_here")
+def test_a_killed_study_goes_on_to_the_same_numbers(a_study, tmp_path):
+    whole, out = json.loads((a_study / "out/comparison.json").read_text()), tmp_path / "killed"
     for _ in range(max(1, KILLS // 10)):
-        study = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        study = forked("tests.experiments.forking_study", "compare", a_study / "tiny.yaml", "--jobs", 2, "--out", out)
         before = {p: p.stat().st_size for p in out.glob("*/*/metrics.jsonl")}
         while study.poll() is None:
             if any(p.stat().st_size != before.get(p, 0) for p in out.glob("*/*/metrics.jsonl")):
                 break
-            time.sleep(0.02)
+            time.sleep(0.01)
         study.send_signal(signal.SIGKILL)
         study.wait()
         begun = time.monotonic()
         while time.monotonic() - begun < 30 and _alive(out):
-            time.sleep(0.1)  # workers notice that their study is gone, and stop
+            time.sleep(0.02)  # workers notice that their study is gone, and stop
         assert not _alive(out), "no worker is left behind"
     again = commands.resume(out, jobs=2)
-    assert again.data["contrasts"][0]["per_seed"] == whole.data["contrasts"][0]["per_seed"]
+    assert again.data["contrasts"][0]["per_seed"] == whole["contrasts"][0]["per_seed"]
 
 
 def _alive(out):
@@ -108,9 +113,8 @@ def _stopped(recipe, folder, monkeypatch, *, after, sets=None):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
-def test_a_harmed_checkpoint_is_named_and_the_one_before_is_used(recipe, tmp_path, monkeypatch, name, harm):
-    whole = _run(recipe, tmp_path / "whole", sets={"checkpoint_every": 2}).folder
-    folder = _stopped(recipe, tmp_path / "run", monkeypatch, after=10)
+def test_a_harmed_checkpoint_is_named_and_the_one_before_is_used(stopped, tmp_path, name, harm):
+    folder = shutil.copytree(stopped / "run", tmp_path / "run")
     file = folder / "checkpoints/step-00000010" / name
     raw = bytearray(file.read_bytes())
     raw[len(raw) // 2] ^= 1
@@ -123,7 +127,7 @@ def test_a_harmed_checkpoint_is_named_and_the_one_before_is_used(recipe, tmp_pat
     assert any("step-00000010" in line and "going back to the one before" in line for line in said)
     assert any("going on after step 8" in line for line in said)
     assert (folder / "checkpoints/damaged-step-00000010").is_dir(), "kept for whoever looks into it"
-    _same(whole, folder)
+    _same(stopped / "whole", folder)
 
 
 def test_without_any_whole_checkpoint_a_run_says_so_before_it_begins_again(recipe, tmp_path, monkeypatch):
@@ -153,10 +157,9 @@ def test_the_last_checkpoints_and_every_so_many_are_kept(recipe, tmp_path, monke
 def test_a_second_process_is_refused_and_a_stale_lock_is_no_hindrance(recipe, tmp_path):
     folder = _begun(recipe, tmp_path / "run", arm="scratch")
     (folder / ".lock").write_text("999999999")  # of a process that is gone
-    worker = [sys.executable, "-m", "seedbed.experiments.worker", str(folder)]
     with locked(folder):
-        done = subprocess.run(worker, capture_output=True, text=True, check=False)
-    assert done.returncode == RefusedError.exit_code and f"is being written by process {os.getpid()}" in done.stderr
+        (code,), said = ended([forked(WORKER, folder)])
+    assert code == RefusedError.exit_code and f"is being written by process {os.getpid()}" in said
     assert commands.resume(folder, say=_quiet).final["status"] == "done"
 
 
@@ -174,22 +177,19 @@ def _children(pid):
 
 @pytest.mark.slow
 def test_data_workers_end_with_their_run_and_a_killed_one_is_named(recipe, tmp_path):
-    whole = _run(recipe, tmp_path / "whole").folder
     folder = tmp_path / "run"
     plan = load(recipe, sets={"stages.soil.budget.steps": 100_000}).plan(arm="nca", seed=0, threads=1, data_workers=2)
     create(plan, folder, recipe_text="x")
     for victim in ("run", "worker"):
-        run = subprocess.Popen(
-            [sys.executable, "-m", "seedbed.experiments.worker", str(folder)], stderr=subprocess.PIPE, text=True
-        )
+        run = forked(WORKER, folder)
         lines = (folder / "metrics.jsonl").stat().st_size if (folder / "metrics.jsonl").exists() else 0
         while not (folder / "metrics.jsonl").exists() or (folder / "metrics.jsonl").stat().st_size in (0, lines):
-            assert run.poll() is None, run.stderr.read()
+            assert run.poll() is None, run.communicate()
             time.sleep(0.02)
         workers = [p for p in _children(run.pid) if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
         assert len(workers) >= 1
         os.kill(run.pid if victim == "run" else workers[0], signal.SIGKILL)
-        _, said = run.communicate(timeout=900)
+        _, said = run.communicate()
         begun = time.monotonic()
         while time.monotonic() - begun < 20 and any(Path(f"/proc/{p}").exists() for p in workers):
             time.sleep(0.05)
@@ -197,9 +197,9 @@ def test_data_workers_end_with_their_run_and_a_killed_one_is_named(recipe, tmp_p
         if victim == "worker":
             assert run.returncode == StoppedRunError.exit_code and "a data worker was killed" in said
     assert finished(folder) is None, "a killed worker says nothing about the method"
-    assert (whole / "final.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_data_workers_changes_nothing(recipe, tmp_path, monkeypatch, workers):
     """Also when it changes between two sittings."""

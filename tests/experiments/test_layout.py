@@ -17,8 +17,8 @@ from seedbed.experiments import commands
 from seedbed.experiments import run as module
 from seedbed.experiments.recipe import load, read_plan
 from seedbed.experiments.run import Sitting, create, execute, finished
-from tests.experiments.test_faults import _children
 from tests.experiments.test_run import _metrics, _run
+from tests.processes import ended, ranks
 
 BOUND = 1e-5  # relative, on every loss of 14 steps in float32: 80 times the spacing of its numbers
 DROPOUT = {"model.attention_dropout": 0.1}
@@ -42,9 +42,9 @@ def _stopped(recipe, folder, monkeypatch, *, sets=None, threads=1, after=3):
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_another_micro_batch_on_resume_changes_a_layout_free_run_by_rounding_only(recipe, tmp_path, monkeypatch, size):
-    whole = _run(recipe, tmp_path / "whole").folder
-    folder = _stopped(recipe, tmp_path / "run", monkeypatch)
+def test_another_micro_batch_on_resume_changes_a_layout_free_run_by_rounding_only(a_run, tmp_path, monkeypatch, size):
+    whole = a_run / "run"
+    folder = _stopped(a_run / "tiny.yaml", tmp_path / "run", monkeypatch)
     said = []
     commands.resume(folder, say=said.append, sitting=Sitting(micro_batch_size=size))
     assert any("layout-free, so it goes on the same but for rounding" in line for line in said)
@@ -87,36 +87,46 @@ def test_where_draws_hang_on_the_layout_micro_batches_do_change_the_loss(recipe,
     assert text[0][0] != pytest.approx(text[1][0], rel=BOUND)
 
 
-def _ranks(number, *words, module="seedbed", **environment):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number), "-m", module]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+def _run_by_ranks(number, recipe, out, *words, module="seedbed", **environment):
+    return ranks(number, module, "run", recipe, "--arm", "nca", "--threads", 1, "--out", out, *words, **environment)
+
+
+def _two_are_as_one(two, whole, said):
+    assert _losses(two) == pytest.approx(_losses(whole), rel=BOUND)
+    assert finished(two)["test"]["bits_per_byte"] == pytest.approx(finished(whole)["test"]["bits_per_byte"], rel=1e-4)
+    for stage in ("soil", "text"):
+        one, other = (finished(f)["ledger"][stage] for f in (whole, two))
+        assert other["tokens"] == one["tokens"]
+        assert other["train"]["flops_run"] == pytest.approx(one["train"]["flops_run"])
+    assert said.count("stage text: 8 steps") == 1, "one rank speaks"
+
+
+def test_two_ranks_change_a_run_by_rounding_only(a_run, tmp_path):
+    codes, said = ended(_run_by_ranks(2, a_run / "tiny.yaml", tmp_path / "two"))
+    assert codes == [0, 0], said
+    _two_are_as_one(tmp_path / "two", a_run / "run", said)
 
 
 @pytest.mark.slow
-def test_two_ranks_change_a_run_by_rounding_only_and_one_can_go_on_from_two(recipe, tmp_path):
-    whole = _run(recipe, tmp_path / "whole").folder
-    run = _ranks(2, "run", str(recipe), "--arm", "nca", "--threads", "1", "--out", str(tmp_path / "two"))
-    said, _ = run.communicate(timeout=900)
-    assert run.returncode == 0, said
-    assert _losses(tmp_path / "two") == pytest.approx(_losses(whole), rel=BOUND)
-    one, two = (finished(f) for f in (whole, tmp_path / "two"))
-    assert two["test"]["bits_per_byte"] == pytest.approx(one["test"]["bits_per_byte"], rel=1e-4)
-    for stage in ("soil", "text"):
-        assert two["ledger"][stage]["tokens"] == one["ledger"][stage]["tokens"]
-        assert two["ledger"][stage]["train"]["flops_run"] == pytest.approx(one["ledger"][stage]["train"]["flops_run"])
-    assert said.count("stage text: 8 steps") == 1, "one rank speaks"
+def test_two_ranks_that_torchrun_starts_are_as_one(a_run, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "seedbed", "run"]
+    words = [str(a_run / "tiny.yaml"), "--arm", "nca", "--threads", "1", "--out", str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, timeout=900, env=environment)
+    assert done.returncode == 0, done.stderr
+    _two_are_as_one(tmp_path / "two", a_run / "run", done.stdout)
 
+
+def test_one_rank_goes_on_from_two_of_which_one_was_killed(recipe, tmp_path):
     folder = tmp_path / "killed"
     sets = ["--set", "stages.text.budget.steps=2000", "--set", "checkpoint_every=3"]
-    run = _ranks(2, "run", str(recipe), "--arm", "nca", "--threads", "1", "--out", str(folder), *sets)
+    both = _run_by_ranks(2, recipe, folder, *sets)
     while not list((folder / "checkpoints").glob("step-000000[2-9]*")):
-        assert run.poll() is None, run.communicate()[0]
-        time.sleep(0.02)
-    ranks = [p for p in _children(run.pid) if p != run.pid]
-    os.kill(ranks[-1], signal.SIGKILL)
-    said, _ = run.communicate(timeout=900)
-    assert run.returncode != 0 and finished(folder) is None
+        assert both[0].poll() is None, both[0].communicate()
+        time.sleep(0.01)
+    both[1].send_signal(signal.SIGKILL)
+    codes, _ = ended(both)
+    assert codes[0] not in (0, None) and finished(folder) is None
     lines = []
     calls = iter(range(1, 100))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedRunError):
@@ -128,36 +138,32 @@ def test_two_ranks_change_a_run_by_rounding_only_and_one_can_go_on_from_two(reci
 
 
 @pytest.mark.slow
-def test_a_split_run_that_lost_a_rank_goes_on_over_four_ranks_and_over_one(recipe, tmp_path):
+def test_a_split_run_that_lost_a_rank_goes_on_over_four_ranks_and_over_one(a_run, tmp_path):
     """Weights and moments split over two ranks; the second is killed after step 12."""
-    whole = _run(recipe, tmp_path / "whole").folder
-    folder, sets = tmp_path / "split", ["--set", "checkpoint_every=2"]
-    words = ["run", str(recipe), "--arm", "nca", "--threads", "1", "--shard", "all", "--out", str(folder), *sets]
-    run = _ranks(2, *words, module="tests.experiments.lost_rank", LOST_AFTER="12")
-    said, _ = run.communicate(timeout=900)
-    assert run.returncode != 0 and finished(folder) is None
+    folder, lost = tmp_path / "split", "tests.experiments.lost_rank"
+    words = ["--shard", "all", "--set", "checkpoint_every=2"]
+    codes, said = ended(_run_by_ranks(2, a_run / "tiny.yaml", folder, *words, module=lost, LOST_AFTER=12))
+    assert codes[0] != 0 and finished(folder) is None
     assert "another rank of this run ended" in said and "seedbed resume" in said
     steps = sorted(p.name for p in (folder / "checkpoints").iterdir() if not p.name.startswith("."))
     assert steps[-1] >= "step-00000006" and list((folder / "checkpoints" / steps[-1]).glob("shard-00002-*"))
     shutil.copytree(folder, tmp_path / "four", ignore=shutil.ignore_patterns(".lock"))
 
-    said, _ = (run := _ranks(4, "resume", str(tmp_path / "four"), "--shard", "2")).communicate(timeout=900)
-    assert run.returncode == 0 and "ranks 2 -> 4" in said and "weights split over 2" in said, said
+    codes, said = ended(ranks(4, "seedbed", "resume", tmp_path / "four", "--shard", 2))
+    assert codes == [0] * 4 and "ranks 2 -> 4" in said and "weights split over 2" in said, said
     lines = []
     execute(folder, say=lines.append)
     assert any("ranks 2 -> 1" in line and "layout-free" in line for line in lines)
-    one = finished(whole)["test"]["bits_per_byte"]
-    for ended in (folder, tmp_path / "four"):
-        assert _losses(ended) == pytest.approx(_losses(whole), rel=BOUND)
-        assert finished(ended)["test"]["bits_per_byte"] == pytest.approx(one, rel=1e-4)
-        assert finished(ended)["ledger"]["text"]["tokens"] == finished(whole)["ledger"]["text"]["tokens"]
+    whole = a_run / "run"
+    for found in (folder, tmp_path / "four"):
+        assert _losses(found) == pytest.approx(_losses(whole), rel=BOUND)
+        assert finished(found)["test"]["bits_per_byte"] == pytest.approx(finished(whole)["test"]["bits_per_byte"], rel=1e-4)
+        assert finished(found)["ledger"]["text"]["tokens"] == finished(whole)["ledger"]["text"]["tokens"]
     model = module._whole_model(read_plan(tmp_path / "four"), tmp_path / "four", vocab_size=257)
     final = load_weights(tmp_path / "four/checkpoints/final")  # in parts, and under its last name
     assert all(torch.equal(final[name], p) for name, p in model.named_parameters())
 
 
-@pytest.mark.slow
 def test_rows_that_cannot_be_shared_out_evenly_are_refused(recipe, tmp_path):
-    run = _ranks(3, "run", str(recipe), "--arm", "scratch", "--threads", "1", "--out", str(tmp_path / "run"))
-    said, _ = run.communicate(timeout=900)
-    assert run.returncode != 0 and "batch_size 4 cannot be shared out evenly to 3 ranks" in said
+    codes, said = ended(ranks(3, "seedbed", "run", recipe, "--arm", "scratch", "--threads", 1, "--out", tmp_path / "run"))
+    assert 0 not in codes and "batch_size 4 cannot be shared out evenly to 3 ranks" in said

@@ -15,6 +15,7 @@ from seedbed.experiments.inspection import as_text, inspect
 from seedbed.experiments.prepare import prepare
 from seedbed.experiments.recipe import load
 from seedbed.experiments.run import create, execute, finished
+from seedbed.report.page import write_page
 from tests.experiments.test_run import _metrics
 
 MIXED = """
@@ -84,7 +85,7 @@ def test_the_ledger_tells_tokens_epochs_repeats_and_shares_of_every_source(mixed
     few = finished(_run(mixed, tmp_path / "again", {"stages.text.budget": {"steps": 200}}))["mixture"]["text"]["numbers"]
     size = few["rows"] / few["epochs"]
     assert few["epochs"] == 200 / size and few["repeated_rows"] == max(0, 200 - round(size))
-    assert "share wanted" in (tmp_path / "run/report.html").read_text()
+    assert "share wanted" in write_page(tmp_path / "run").read_text()
 
 
 def test_every_held_out_set_is_read_and_the_main_one_is_the_metric(mixed, tmp_path):

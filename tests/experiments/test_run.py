@@ -2,8 +2,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from seedbed.experiments import commands
 from seedbed.experiments import run as module
 from seedbed.experiments.recipe import load
 from seedbed.experiments.run import create, execute, finished
+from tests.processes import forked
 
 
 def _run(recipe, out, arm="nca", **settings):
@@ -47,8 +46,8 @@ def _same(one, other):
     assert tokens[0] == tokens[1] == {"soil": {"nca": 6 * 128}, "text": {"text": 8 * 128}}
 
 
-def test_a_run_leaves_a_folder_that_tells_everything(recipe, tmp_path):
-    folder = _run(recipe, tmp_path / "run").folder
+def test_a_run_leaves_a_folder_that_tells_everything(a_run):
+    folder = a_run / "run"
     for name in (
         "recipe.yaml",
         "resolved.yaml",
@@ -90,51 +89,49 @@ def test_the_body_crosses_the_border_and_the_rows_of_text_do_not_move(recipe, tm
     assert all((a.tokens_T == b.tokens_T).all() for a, b in zip(first, second, strict=True))
 
 
-def test_stopping_after_any_step_and_going_on_changes_nothing(recipe, tmp_path, monkeypatch):
-    whole = _run(recipe, tmp_path / "whole").folder
-    for stop_after in (1, 5, 6, 7, 13, 14):
-        folder = tmp_path / f"stopped-{stop_after}"
-        create(load(recipe).plan(arm="nca", seed=0, threads=1), folder, recipe_text="x")
-        calls = iter(range(1, 100))
-        monkeypatch.setattr(module._Signals, "stopped", lambda self, calls=calls, n=stop_after: next(calls) == n)
-        with pytest.raises(InterruptedRunError, match="a checkpoint is saved"):
-            execute(folder, say=lambda line: None)
-        monkeypatch.setattr(module._Signals, "stopped", lambda self: False)
-        commands.resume(folder, say=lambda line: None)
-        _same(whole, folder)
+@pytest.mark.parametrize("stop_after", [1, 5, 6, 7, 13, 14])
+def test_stopping_after_any_step_and_going_on_changes_nothing(a_run, tmp_path, monkeypatch, stop_after):
+    folder = tmp_path / "stopped"
+    create(load(a_run / "tiny.yaml").plan(arm="nca", seed=0, threads=1), folder, recipe_text="x")
+    calls = iter(range(1, 100))
+    monkeypatch.setattr(module._Signals, "stopped", lambda self: next(calls) == stop_after)
+    with pytest.raises(InterruptedRunError, match="a checkpoint is saved"):
+        execute(folder, say=lambda line: None)
+    monkeypatch.setattr(module._Signals, "stopped", lambda self: False)
+    commands.resume(folder, say=lambda line: None)
+    _same(a_run / "run", folder)
 
 
 def test_a_signal_finishes_the_step_saves_and_exits_130(recipe, tmp_path):
     folder = tmp_path / "run"
     plan = load(recipe, sets={"stages.text.budget.steps": 5000}).plan(arm="scratch", seed=0, threads=1)
     create(plan, folder, recipe_text="x")
-    worker = subprocess.Popen([sys.executable, "-m", "seedbed.experiments.worker", str(folder)], stderr=subprocess.PIPE)
+    worker = forked("seedbed.experiments.worker", folder)
     while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").stat().st_size:
         time.sleep(0.02)
-        assert worker.poll() is None, worker.stderr.read()
+        assert worker.poll() is None, worker.communicate()
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(timeout=900) == 130
+    assert worker.wait() == 130
     state = json.loads((next((folder / "checkpoints").glob("step-*")) / "state.json").read_text())
     assert state["counters"]["step"] == len(_metrics(folder)) > 0
     assert not (folder / ".lock").exists()
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_again(recipe, tmp_path):
-    whole = _run(recipe, tmp_path / "whole").folder
+def test_a_run_killed_before_its_first_checkpoint_starts_again(a_run, tmp_path):
+    whole = a_run / "run"
     folder = tmp_path / "early"
-    create(load(recipe).plan(arm="nca", seed=0, threads=1), folder, recipe_text="x")
+    create(load(a_run / "tiny.yaml").plan(arm="nca", seed=0, threads=1), folder, recipe_text="x")
     (folder / "metrics.jsonl").write_text((whole / "metrics.jsonl").read_text().split("\n")[0] + '\n{"stage": "soil", "st')
     (folder / ".lock").write_text("999999999 1")
     commands.resume(folder, say=lambda line: None)
     _same(whole, folder)
 
 
-def test_an_existing_folder_is_never_overwritten(recipe, tmp_path):
-    _run(recipe, tmp_path / "run", arm="scratch")
-    before = (tmp_path / "run/final.json").read_text()
+def test_an_existing_folder_is_never_overwritten(a_run):
+    before = (a_run / "run/final.json").read_text()
     with pytest.raises(RefusedError, match="seedbed resume"):
-        _run(recipe, tmp_path / "run", arm="scratch")
-    assert (tmp_path / "run/final.json").read_text() == before
+        _run(a_run / "tiny.yaml", a_run / "run")
+    assert (a_run / "run/final.json").read_text() == before
 
 
 def test_a_recipe_changed_since_its_checkpoint_is_refused(recipe, tmp_path, monkeypatch):
@@ -177,11 +174,11 @@ def test_what_is_drawn_anew_behind_a_stage_is_no_rewind(recipe, tmp_path):
     assert (soil[name] - plain[name]).abs().max() < 1e-6, "and so is the body"
 
 
-def test_the_pictures_are_those_of_the_training_rows(recipe, tmp_path):
+def test_the_pictures_are_those_of_the_training_rows(a_run):
     from seedbed.experiments.streams import build_stream
 
-    folder = _run(recipe, tmp_path / "run").folder
-    plan = load(recipe).plan(arm="nca", seed=0)
+    folder = a_run / "run"
+    plan = load(a_run / "tiny.yaml").plan(arm="nca", seed=0)
     rows = build_stream("soil", plan.streams["soil"]).stream.rows(0, count=5, seed=0)
     caption = json.loads((folder / "exhibits/soil.json").read_text())["caption"]
     assert ", ".join(f"{r.labels['gzip_ratio']:.3f}" for r in rows) in caption
@@ -205,8 +202,8 @@ def test_a_folder_begun_but_not_laid_down_can_be_begun_again(recipe, tmp_path):
     assert _run(recipe, tmp_path / "run").final["status"] == "done"
 
 
-def test_a_page_lost_to_a_kill_is_written_again(recipe, tmp_path):
-    folder = _run(recipe, tmp_path / "run").folder
+def test_a_page_lost_to_a_kill_is_written_again(a_run, tmp_path):
+    folder = shutil.copytree(a_run / "run", tmp_path / "run")
     (folder / "report.html").unlink()
     commands.resume(folder, say=lambda line: None)
     assert (folder / "report.html").is_file()
@@ -222,8 +219,8 @@ def test_a_nan_loss_stops_keeps_the_good_checkpoint_and_is_recorded(recipe, tmp_
     assert final["status"] == "failed" and "likely causes" in final["error"]
 
 
-def test_no_space_left_is_one_sentence_and_resumable(recipe, tmp_path, monkeypatch):
-    whole = _run(recipe, tmp_path / "whole").folder
+def test_no_space_left_is_one_sentence_and_resumable(a_run, tmp_path, monkeypatch):
+    whole, recipe = a_run / "run", a_run / "tiny.yaml"
     real, calls = os.fsync, []
 
     def full(handle):
@@ -241,8 +238,8 @@ def test_no_space_left_is_one_sentence_and_resumable(recipe, tmp_path, monkeypat
     _same(whole, tmp_path / "full")
 
 
-def test_only_the_last_checkpoint_is_kept_and_a_harmed_one_is_named(recipe, tmp_path):
-    folder = _run(recipe, tmp_path / "run").folder
+def test_only_the_last_checkpoint_is_kept_and_a_harmed_one_is_named(a_run, tmp_path):
+    folder = shutil.copytree(a_run / "run", tmp_path / "run")
     kept = sorted(p.name for p in (folder / "checkpoints").iterdir())
     assert kept == ["final", "step-00000006"], "the end, and the border that the text stage took its weights from"
     model = folder / "checkpoints/final/model.safetensors"
@@ -251,8 +248,8 @@ def test_only_the_last_checkpoint_is_kept_and_a_harmed_one_is_named(recipe, tmp_
         commands.sample(folder, ["a"], new_tokens=1)
 
 
-def test_a_text_is_evaluated_and_continued(recipe, tmp_path):
-    folder = _run(recipe, tmp_path / "run").folder
+def test_a_text_is_evaluated_and_continued(a_run, tmp_path):
+    folder = a_run / "run"
     text = tmp_path / "more.txt"
     text.write_text("The 7th paragraph speaks of apples. " * 20)
     found = commands.evaluate_text(folder, str(text))

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,28 +13,32 @@ from seedbed.experiments import commands
 from seedbed.experiments.comparison import check_comparison, compared, sentence, tokens_to_reach
 from seedbed.experiments.study import compare
 from seedbed.experiments.tune import trials, tune
+from tests.processes import forked
 
 
 def _compare(recipe, out, **settings):
     return compare(recipe, out=out, say=lambda line: None, **settings)
 
 
-@pytest.fixture(scope="module")
-def finished_study(tmp_path_factory):
-    """One study, run once for the tests that only read it."""
-    from tests.conftest import TINY
+@pytest.fixture
+def finished_study(a_study):
+    """The recipe and the folder of a study that is only read."""
+    return a_study / "tiny.yaml", a_study / "out"
 
-    folder = tmp_path_factory.mktemp("study")
-    corpus = folder / "corpus.txt"
-    corpus.write_text("".join(f"The {n}th paragraph speaks of {n * 7 % 13} apples.\n\n" for n in range(220)))
-    recipe = folder / "tiny.yaml"
-    recipe.write_text(TINY.replace("CORPUS", str(corpus)))
-    return recipe, _compare(recipe, folder / "out", jobs=2, command="seedbed compare tiny.yaml")
+
+@pytest.fixture
+def copied(a_study, tmp_path):
+    """A copy of that study's folder, to be changed."""
+    return shutil.copytree(a_study / "out", tmp_path / "copy")
+
+
+def _data(folder):
+    return json.loads((folder / "comparison.json").read_text())
 
 
 def test_a_study_ends_in_a_verdict_with_all_its_numbers(finished_study):
-    _, found = finished_study
-    data = found.data
+    _, folder = finished_study
+    data = _data(folder)
     wanted = {"seeds", "arms", "metric", "budget", "contrasts", "minimum_detectable", "failures", "looks", "ledger", "commit"}
     assert wanted | {"verdict"} <= set(data)
     (contrast,) = data["contrasts"]
@@ -50,8 +55,8 @@ def test_a_study_ends_in_a_verdict_with_all_its_numbers(finished_study):
 
 
 def test_arms_are_paired_by_seed(finished_study):
-    _, found = finished_study
-    folders = {(a, s): found.folder / a / f"seed-{s}" for a in ("scratch", "nca") for s in (0, 1)}
+    _, folder = finished_study
+    folders = {(a, s): folder / a / f"seed-{s}" for a in ("scratch", "nca") for s in (0, 1)}
     data = {k: json.loads((f / "final.json").read_text())["data"]["text"] for k, f in folders.items()}
     assert len(set(data.values())) == 1
     items = {k: [json.loads(x)["id"] for x in (f / "items.jsonl").read_text().splitlines()] for k, f in folders.items()}
@@ -59,8 +64,8 @@ def test_arms_are_paired_by_seed(finished_study):
 
 
 def test_every_number_follows_from_the_run_folders(finished_study):
-    _, found = finished_study
-    assert check_comparison(found.folder) == []
+    _, folder = finished_study
+    assert check_comparison(folder) == []
 
 
 @pytest.mark.parametrize(
@@ -72,48 +77,37 @@ def test_every_number_follows_from_the_run_folders(finished_study):
         (["ledger", "nca", "total", "tokens"], 0),
     ],
 )
-def test_an_altered_number_is_found(finished_study, path, value):
-    _, found = finished_study
-    file = found.folder / "comparison.json"
-    true = file.read_text()
-    data = json.loads(true)
-    at = data
+def test_an_altered_number_is_found(copied, path, value):
+    data = at = _data(copied)
     for step in path[:-1]:
         at = at[step]
     at[path[-1]] = value
-    file.write_text(json.dumps(data))
-    try:
-        assert [d.split(":")[0] for d in check_comparison(found.folder)] == [".".join(map(str, path))]
-    finally:
-        file.write_text(true)
+    (copied / "comparison.json").write_text(json.dumps(data))
+    assert [d.split(":")[0] for d in check_comparison(copied)] == [".".join(map(str, path))]
 
 
-def test_a_finished_study_is_read_again_not_run_again(finished_study):
-    recipe, found = finished_study
-    before = {p: p.stat().st_mtime for p in found.folder.rglob("final.json")}
-    again = _compare(recipe, found.folder)
-    assert before == {p: p.stat().st_mtime for p in found.folder.rglob("final.json")}
-    assert again.data == found.data
+def test_a_finished_study_is_read_again_not_run_again(finished_study, copied):
+    recipe, _ = finished_study
+    before = {p: p.stat().st_mtime for p in copied.rglob("final.json")}
+    again = _compare(recipe, copied, threads=1)
+    assert before == {p: p.stat().st_mtime for p in copied.rglob("final.json")}
+    assert {**again.data, "looks": None} == {**_data(copied), "looks": None}
 
 
 def test_seeds_after_the_verdict_are_refused(finished_study):
-    recipe, found = finished_study
+    recipe, folder = finished_study
     with pytest.raises(RefusedError, match="adding seeds until it fits is not a test"):
-        _compare(recipe, found.folder, seeds="0-2")
+        _compare(recipe, folder, seeds="0-2")
     with pytest.raises(RefusedError, match=r"refused"):
-        _compare(recipe, found.folder, seeds="0")
+        _compare(recipe, folder, seeds="0")
 
 
-def test_seeds_are_fixed_once_any_result_can_have_been_seen(finished_study, tmp_path):
-    import shutil
-
-    recipe, found = finished_study
-    copy = tmp_path / "copy"
-    shutil.copytree(found.folder, copy)
-    (copy / "comparison.json").unlink()
-    (copy / "nca/seed-1/final.json").unlink()
+def test_seeds_are_fixed_once_any_result_can_have_been_seen(finished_study, copied):
+    recipe, _ = finished_study
+    (copied / "comparison.json").unlink()
+    (copied / "nca/seed-1/final.json").unlink()
     with pytest.raises(RefusedError, match="has results of its 2 seeds"):
-        _compare(recipe, copy, seeds="0-2")
+        _compare(recipe, copied, seeds="0-2")
 
 
 def test_a_first_verdict_at_an_undeclared_look_is_refused(recipe, tmp_path):
@@ -122,43 +116,29 @@ def test_a_first_verdict_at_an_undeclared_look_is_refused(recipe, tmp_path):
         _compare(recipe, tmp_path / "out")
 
 
-def test_a_study_whose_arm_failed_on_every_seed_still_has_its_page(finished_study, tmp_path):
-    import shutil
-
+@pytest.mark.pages
+def test_a_study_whose_arm_failed_on_every_seed_still_has_its_page(copied):
     from seedbed.report.page import write_study_page
 
-    _, found = finished_study
-    copy = tmp_path / "copy"
-    shutil.copytree(found.folder, copy)
     for seed in (0, 1):
-        (copy / f"nca/seed-{seed}/final.json").write_text(json.dumps({"status": "failed", "error": "the loss became nan"}))
-    assert "nothing can be said" in compared(copy).verdict
-    html = write_study_page(copy).read_text()
+        (copied / f"nca/seed-{seed}/final.json").write_text(json.dumps({"status": "failed", "error": "the loss became nan"}))
+    assert "nothing can be said" in compared(copied).verdict
+    html = write_study_page(copied).read_text()
     assert html.count("Failed: nca seed") == 2
 
 
-def test_runs_on_changed_data_are_not_compared(finished_study, tmp_path):
-    import shutil
-
-    _, found = finished_study
-    copy = tmp_path / "copy"
-    shutil.copytree(found.folder, copy)
-    file = copy / "nca/seed-1/final.json"
+def test_runs_on_changed_data_are_not_compared(copied):
+    file = copied / "nca/seed-1/final.json"
     final = json.loads(file.read_text())
     final["data"]["text"] = "another"
     file.write_text(json.dumps(final))
     with pytest.raises(RefusedError, match=r"stream text differ between seeds \[0, 1\] of arm nca"):
-        compared(copy)
+        compared(copied)
 
 
 @pytest.mark.parametrize("what", ["test number", "tokens", "plan"])
-def test_a_run_record_that_does_not_follow_from_its_own_files_is_found(finished_study, tmp_path, what):
-    import shutil
-
-    _, found = finished_study
-    copy = tmp_path / "copy"
-    shutil.copytree(found.folder, copy)
-    run = copy / "nca/seed-1"
+def test_a_run_record_that_does_not_follow_from_its_own_files_is_found(copied, what):
+    run = copied / "nca/seed-1"
     if what == "plan":
         file = run / "resolved.yaml"
         file.write_text(file.read_text().replace("clip_norm: 1.0", "clip_norm: 2.0"))
@@ -167,14 +147,15 @@ def test_a_run_record_that_does_not_follow_from_its_own_files_is_found(finished_
         final["test"]["bits_per_byte"] -= 0.5 if what == "test number" else 0
         final["ledger"]["text"]["tokens"]["text"] += 1 if what == "tokens" else 0
         (run / "final.json").write_text(json.dumps(final))
-    compared(copy)
+    compared(copied)
     wanted = {"test number": "nca/seed-1.test.bits_per_byte", "tokens": "nca/seed-1.tokens.text", "plan": "nca/seed-1"}
-    assert [d.split(":")[0] for d in check_comparison(copy)] == [wanted[what]]
+    assert [d.split(":")[0] for d in check_comparison(copied)] == [wanted[what]]
     if what == "plan":
         with pytest.raises(RefusedError, match="was changed since the study began"):
-            commands.resume(copy)
+            commands.resume(copied)
 
 
+@pytest.mark.usefixtures("runs_here")
 def test_services_follow_every_run_of_a_study(recipe, tmp_path):
     pytest.importorskip("tensorboard")
     compare(recipe, out=tmp_path / "study", jobs=2, seeds=[0], track=["tensorboard"])
@@ -188,16 +169,21 @@ def test_a_study_that_never_reads_the_test_part_is_refused(recipe, tmp_path):
 
 
 def test_another_recipe_in_the_same_folder_is_refused(finished_study):
-    recipe, found = finished_study
+    recipe, folder = finished_study
     with pytest.raises(RefusedError, match="holds another study: plans"):
-        _compare(recipe, found.folder, sets={"stages.text.clip_norm": 0.5})
+        _compare(recipe, folder, sets={"stages.text.clip_norm": 0.5})
 
 
 @pytest.mark.usefixtures("runs_here")
-def test_declared_looks_allow_more_seeds_and_share_alpha(recipe, tmp_path):
-    recipe.write_text(recipe.read_text().replace("  seeds: 0-1", "  looks: [2, 3]\n  seeds: 0-1"))
-    first = _compare(recipe, tmp_path / "out", jobs=2)
-    second = _compare(recipe, tmp_path / "out", jobs=2, seeds="0-2")
+def test_declared_looks_allow_more_seeds_and_share_alpha(a_study, copied, tmp_path):
+    """The study as if it had been begun with two looks declared."""
+    recipe = tmp_path / "looks.yaml"
+    recipe.write_text((a_study / "tiny.yaml").read_text().replace("  seeds: 0-1", "  looks: [2, 3]\n  seeds: 0-1"))
+    design = json.loads((copied / "study.json").read_text())
+    (copied / "study.json").write_text(json.dumps({**design, "looks": [2, 3]}))
+    (copied / "comparison.json").unlink()
+    first = _compare(recipe, copied, threads=1)
+    second = _compare(recipe, copied, threads=1, seeds="0-2")
     assert [x["seeds"] for x in second.data["looks"]] == [2, 3]
     assert second.data["seeds"] == [0, 1, 2]
     c = first.data["contrasts"][0]
@@ -207,53 +193,44 @@ def test_declared_looks_allow_more_seeds_and_share_alpha(recipe, tmp_path):
     assert c["interval"] == pytest.approx(list(shared.interval))
 
 
-def test_a_failed_seed_stays_in_the_table(finished_study, tmp_path):
-    import shutil
-
-    _, found = finished_study
-    copy = tmp_path / "copy"
-    shutil.copytree(found.folder, copy)
-    (copy / "nca/seed-1/final.json").write_text(json.dumps({"status": "failed", "error": "the loss became nan"}))
-    data = compared(copy, write=False).data
+def test_a_failed_seed_stays_in_the_table(copied):
+    (copied / "nca/seed-1/final.json").write_text(json.dumps({"status": "failed", "error": "the loss became nan"}))
+    data = compared(copied, write=False).data
     assert data["failures"] == [{"arm": "nca", "seed": 1, "error": "the loss became nan"}]
     assert list(data["contrasts"][0]["per_seed"]) == ["0"]
     assert "one seed decides nothing" in data["verdict"]
 
 
-def test_an_unfinished_study_has_no_verdict(finished_study, tmp_path):
-    import shutil
-
-    _, found = finished_study
-    copy = tmp_path / "copy"
-    shutil.copytree(found.folder, copy)
-    (copy / "nca/seed-1/final.json").unlink()
+def test_an_unfinished_study_has_no_verdict(copied):
+    (copied / "nca/seed-1/final.json").unlink()
     with pytest.raises(DataError, match="nca/seed-1 has not ended"):
-        compared(copy)
+        compared(copied)
+
+
+def test_a_terminated_study_stops_its_runs_and_exits_130(recipe, tmp_path):
+    out = tmp_path / "out"
+    words = ["compare", recipe, "--out", out, "--jobs", 2, "--set", "stages.text.budget.steps=100000"]
+    study = forked("tests.experiments.forking_study", *words)
+    while len(list(out.glob("*/*/metrics.jsonl"))) < 2:
+        time.sleep(0.02)
+        assert study.poll() is None, study.communicate()
+    study.send_signal(signal.SIGINT)
+    _, said = study.communicate()
+    assert study.returncode == 130 and "seedbed resume" in said and "Traceback" not in said
+    assert len(list(out.glob("*/*/checkpoints/step-*"))) >= 2
+    assert not list(out.rglob(".lock"))
 
 
 @pytest.mark.slow
-def test_a_terminated_study_stops_its_runs_and_exits_130(recipe, tmp_path):
+def test_a_study_as_a_user_starts_it_ends_in_the_same_numbers(a_study, tmp_path):
+    """Interpreters of their own for the study and for each of its runs."""
     out = tmp_path / "out"
-    command = [
-        sys.executable,
-        "-m",
-        "seedbed",
-        "compare",
-        str(recipe),
-        "--out",
-        str(out),
-        "--set",
-        "stages.text.budget.steps=100000",
-    ]
-    study = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not list(out.glob("*/*/metrics.jsonl")):
-        time.sleep(0.05)
-        assert study.poll() is None, study.stderr.read()
-    study.send_signal(signal.SIGINT)
-    _, said = study.communicate(timeout=900)
-    assert study.returncode == 130 and "seedbed resume" in said and "Traceback" not in said
-    assert list(out.glob("*/*/checkpoints/step-*"))
-    assert not list(out.rglob(".lock"))
+    words = ["compare", str(a_study / "tiny.yaml"), "--jobs", "2", "--threads", "1", "--out", str(out), "--json"]
+    done = subprocess.run([sys.executable, "-m", "seedbed", *words], capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout.splitlines()[-1])
+    assert data["contrasts"][0]["per_seed"] == _data(a_study / "out")["contrasts"][0]["per_seed"]
+    assert f"page: {out / 'report.html'}" in done.stdout and check_comparison(out) == []
 
 
 @pytest.mark.usefixtures("runs_here")

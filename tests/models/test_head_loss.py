@@ -89,6 +89,14 @@ def test_loss_and_gradients_are_those_of_the_definition_in_float64(monkeypatch, 
     assert not any(x.requires_grad for x in (found.nll_N, found.lse_N))
 
 
+@pytest.fixture
+def few_numbers(monkeypatch):
+    """Derivatives are held against finite differences number by number, so a few do."""
+    for name, size in {"N": 5, "D": 3, "V": 7}.items():
+        monkeypatch.setitem(globals(), name, size)
+
+
+@pytest.mark.usefixtures("few_numbers")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_plain_path_is_twice_differentiable_and_the_chunked_one_once(kind):
     states, weight, bias = (x.detach().double().requires_grad_() for x in _inputs(True))
@@ -147,6 +155,7 @@ def test_what_is_read_off_the_head_is_that_of_full_logits(monkeypatch, rows):
     assert logprobs(nothing, head, ids_NK[:0]).shape == (0, 2) and top(nothing, head, k=3)[0].shape == (0, 3)
 
 
+@pytest.mark.usefixtures("few_numbers")
 def test_log_probabilities_are_differentiable_once_in_chunks_and_twice_plainly():
     inputs = [x.detach().double().requires_grad_() for x in _inputs(True)]
     ids_NK = torch.stack([_ids(N), _ids(N, seed=4)], 1)

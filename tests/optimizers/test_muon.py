@@ -1,7 +1,4 @@
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +9,7 @@ from seedbed.engine.checkpoints import load_checkpoint, pack, write
 from seedbed.models.transformer import Decoder
 from seedbed.optimizers.adamw import AdamW
 from seedbed.optimizers.muon import Muon
+from tests.processes import ended, ranks
 
 
 def _model(**settings):
@@ -171,13 +169,10 @@ def test_settings_out_of_range_are_refused(setting, said):
         Muon(**setting)
 
 
-@pytest.mark.slow
 def test_a_step_on_parameters_sharded_over_two_ranks_is_that_on_whole_ones():
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("as on whole ones") == 2
+    codes, said = ended(ranks(2, "tests.optimizers.test_muon"))
+    assert codes == [0, 0], said
+    assert said.count("as on whole ones") == 2
 
 
 def _compare_sharded_with_whole(d_ff):

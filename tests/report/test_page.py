@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -32,13 +33,9 @@ class Strict(HTMLParser):
         assert self.open.pop() == tag
 
 
-def _page(recipe, tmp_path, **settings):
-    folder = commands.run(recipe, out=tmp_path / "run", arm="nca", threads=1, say=lambda line: None, **settings).folder
-    return folder, (folder / "report.html").read_text()
-
-
-def test_the_page_is_whole_self_contained_and_safe(recipe, tmp_path):
-    folder, html = _page(recipe, tmp_path)
+def test_the_page_is_whole_self_contained_and_safe(a_run):
+    folder = a_run / "run"
+    html = (folder / "report.html").read_text()
     parser = Strict()
     parser.feed(html)
     assert parser.open == []
@@ -52,14 +49,23 @@ def test_the_page_is_whole_self_contained_and_safe(recipe, tmp_path):
         assert json.loads((folder / f"figures/{name}.json").read_text())
 
 
+@pytest.mark.pages
 def test_text_from_recipe_and_model_is_escaped(recipe, tmp_path):
     recipe.write_text(recipe.read_text().replace('samples: ["a"]', 'samples: ["<b>&x</b><script>alert(1)</script>"]'))
-    _, html = _page(recipe, tmp_path)
+    folder = commands.run(recipe, out=tmp_path / "run", arm="nca", threads=1, say=lambda line: None).folder
+    html = (folder / "report.html").read_text()
     assert "<script>" not in html and "&lt;script&gt;" in html
 
 
-def test_a_page_can_be_written_anew_and_is_the_same(recipe, tmp_path):
-    folder, html = _page(recipe, tmp_path)
+@pytest.fixture
+def copied(a_run, tmp_path):
+    """A run folder to be changed."""
+    return shutil.copytree(a_run / "run", tmp_path / "run")
+
+
+@pytest.mark.pages
+def test_a_page_can_be_written_anew_and_is_the_same(copied):
+    folder, html = copied, (copied / "report.html").read_text()
     (folder / "report.html").unlink()
     assert write_page(folder).read_text() == html
 
@@ -82,8 +88,9 @@ def test_figures_carry_their_data():
     assert figures.curves(series, xlabel="tokens", ylabel="nats").svg == made.svg, "the same data give the same bytes"
 
 
-def test_the_page_tells_what_was_taken_over_and_what_leapt(recipe, tmp_path):
-    folder, html = _page(recipe, tmp_path)
+@pytest.mark.pages
+def test_the_page_tells_what_was_taken_over_and_what_leapt(copied):
+    folder, html = copied, (copied / "report.html").read_text()
     assert "Stage text took weights over from <code>soil</code>." in html and "leapt" not in html
     final = json.loads((folder / "final.json").read_text())
     spike = {"loss_nats": {"usual": 3.5, "deviation": 0.1}}

@@ -1,11 +1,12 @@
 """What parts promise each other. A part is a frozen dataclass whose fields are its settings.
 
-The rooms see only these, so a new method is one file in its room and one line in that room's registry.
+The rooms see only these, so a new method is one file in its room and one line in that room's registry. Every part states
+`neutral`: the settings at which it gives its control's results bit for bit, or in words why it has none.
 Letters: B rows, T positions, D width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from seedbed.core.records import (
     Array,
@@ -24,6 +25,8 @@ from seedbed.core.records import (
     TokenTargets,
     TopK,
 )
+
+Neutral: TypeAlias = Mapping[str, Any] | str
 
 
 @runtime_checkable

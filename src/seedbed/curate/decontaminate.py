@@ -17,10 +17,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from typing import ClassVar
 
 import numpy as np
 
 from seedbed.core.errors import ConfigError
+from seedbed.core.protocols import Neutral
 from seedbed.curate.words import ngram_hashes, word_hashes, words
 
 
@@ -98,6 +100,7 @@ class Contamination:
 class Decontaminate:
     """How long a shared run of words must be."""
 
+    neutral: ClassVar[Neutral] = "it finds what it is asked for; without an evaluation set it is not asked"
     ngram: int = 13  # words, 2 or more
 
     def __post_init__(self) -> None:

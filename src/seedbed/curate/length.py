@@ -5,8 +5,10 @@ models: methods, analysis and insights from training Gopher", appendix A, which 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from seedbed.core.errors import ConfigError
+from seedbed.core.protocols import Neutral
 from seedbed.core.records import Document
 
 
@@ -14,6 +16,7 @@ from seedbed.core.records import Document
 class Length:
     """Bounds, both allowed themselves; by default only empty documents are dropped."""
 
+    neutral: ClassVar[Neutral] = {"least_bytes": 0, "most_bytes": None}
     least_bytes: int = 1  # 0: empty documents stay as well
     most_bytes: int | None = None  # None: no bound
 

@@ -21,12 +21,14 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 from numba import njit
 
 from seedbed.core.draws import stream
 from seedbed.core.errors import ConfigError
+from seedbed.core.protocols import Neutral
 from seedbed.curate.words import ngram_hashes, word_hashes
 
 _EMPTY = np.uint32(0xFFFFFFFF)  # the minimum over no run at all
@@ -36,6 +38,7 @@ _EMPTY = np.uint32(0xFFFFFFFF)  # the minimum over no run at all
 class NearDuplicates:
     """Settings of the search; more hash functions estimate better, more bands find more and cost more."""
 
+    neutral: ClassVar[Neutral] = "even at threshold 1 documents of the same runs are duplicates"
     threshold: float = 0.8  # estimated share of runs in common from which on a document is dropped, above 0 to 1
     ngram: int = 5  # words in a run
     permutations: int = 128  # hash functions

@@ -6,6 +6,7 @@ intervals: a percentile bootstrap over three seeds covers 73 % of the time where
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import sqrt
 from typing import Literal
 
@@ -113,8 +114,12 @@ def minimum_detectable(deviation: float, *, n: int, alpha: float, power: float =
     The power is averaged over the distribution of the estimated deviation (a noncentral t; scipy's own fails for two seeds).
     For many seeds the result approaches 2.8 * deviation / sqrt(n).
     """
-    if deviation == 0:
-        return 0.0
+    return 0.0 if deviation == 0 else _detectable(n, alpha, power) * deviation / sqrt(n)
+
+
+@cache
+def _detectable(n: int, alpha: float, power: float) -> float:
+    """Return what is detectable in standard errors."""
     from scipy import stats  # here and below: a run, which compares nothing, starts without it
     from scipy.optimize import brentq
 
@@ -129,7 +134,7 @@ def minimum_detectable(deviation: float, *, n: int, alpha: float, power: float =
     high = 4.0
     while missing(high) < 0:
         high *= 2
-    return float(brentq(missing, 0.0, high)) * deviation / sqrt(n)
+    return float(brentq(missing, 0.0, high))
 
 
 def _interval(mean: float, error: float, n: int, *, level: float) -> tuple[float, float]:

@@ -8,8 +8,10 @@ Papers: Freund and Schapire (1997), the multiplicative-weights rule; Chen et al.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp
+from typing import ClassVar
 
 from seedbed.core.errors import ConfigError
+from seedbed.core.protocols import Neutral
 from seedbed.mixture.weighted import History, Weighted
 
 MEASURED = "loss_nats"
@@ -19,6 +21,7 @@ MEASURED = "loss_nats"
 class ByLoss(Weighted):
     """Settings beside those of `weighted`: `every` rows a measurement is made; it holds for the rows behind it."""
 
+    neutral: ClassVar[Neutral] = {"eta": 0.0}
     eta: float = 0.5  # per nat
     every: int = 4096  # rows; a multiple of window
 

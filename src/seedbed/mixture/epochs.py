@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from seedbed.core.draws import key
 from seedbed.core.errors import ConfigError, DataError
+from seedbed.core.protocols import Neutral
 from seedbed.core.records import Draw, Measurement
 
 _ROUNDS = 4
@@ -22,6 +23,7 @@ _ROUNDS = 4
 class Epochs:
     """Settings: `shuffle: false` reads every epoch in the order of the source."""
 
+    neutral: ClassVar[Neutral] = "the plain way through one source: it is the control"
     shuffle: bool = True
 
     wants: ClassVar[tuple[str, int] | None] = None

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 from seedbed.core.config import parse_count
 from seedbed.core.draws import key
 from seedbed.core.errors import ConfigError, DataError, nearest
+from seedbed.core.protocols import Neutral
 from seedbed.core.records import Draw, Measurement
 from seedbed.mixture.epochs import permuted
 
@@ -29,6 +30,7 @@ CHANGED = "weights"  # the name of a Measurement that sets weights from its posi
 class Weighted:
     """Settings of the mixture. Weights need not sum to one."""
 
+    neutral: ClassVar[Neutral] = "it draws windows, so even one source has another order than in epochs"
     weights: dict[str, float] | Literal["proportional", "equal"] = "proportional"
     temperature: float = 1.0  # of "proportional"
     of: Literal["rows", "bytes", "seconds"] = "bytes"  # the size that "proportional" means

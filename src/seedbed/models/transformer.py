@@ -11,7 +11,7 @@ Letters: B rows, T positions, D width, H heads, K head width, P pairs of channel
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from seedbed.core.draws import stream
 from seedbed.core.errors import ConfigError, nearest
+from seedbed.core.protocols import Neutral
 from seedbed.core.records import Batch, Cost, Role
 from seedbed.models.layers import parts as layer_parts
 from seedbed.models.layers.site import SITES, Site
@@ -32,6 +33,7 @@ from seedbed.models.sizes import SIZES
 class Decoder:
     """Settings of a decoder. `size` names a preset, or as `hf:FOLDER` a model folder; what is given beside it wins."""
 
+    neutral: ClassVar[Neutral] = {"attention_dropout": 0.0}
     size: str | None = None
     num_layers: int | None = None
     d_model: int | None = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from seedbed.core.errors import ConfigError
-from seedbed.core.protocols import Outputs
+from seedbed.core.protocols import Neutral, Outputs
 from seedbed.core.records import Batch, Loss, TokenTargets
 
 
@@ -16,6 +16,7 @@ from seedbed.core.records import Batch, Loss, TokenTargets
 class Tokens:
     """Settings."""
 
+    neutral: ClassVar[Neutral] = {"z_weight": 0.0, "smoothing": 0.0}
     layout_free: ClassVar[bool] = True  # a sum over tokens, each by itself
     z_weight: float = 0.0  # weight of log(Z)^2; 0 is exactly the plain loss
     smoothing: float = 0.0  # share of an asked id's mass that lies on all ids evenly, 0 to 1; 0 is exactly the plain loss

@@ -5,10 +5,12 @@ Paper: Loshchilov and Hutter (2019), "Decoupled weight decay regularization".
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from seedbed.core.errors import ConfigError
+from seedbed.core.protocols import Neutral
 from seedbed.core.records import Role
 
 
@@ -16,6 +18,7 @@ from seedbed.core.records import Role
 class AdamW:
     """Settings; decay 0 is plain Adam."""
 
+    neutral: ClassVar[Neutral] = {"weight_decay": 0.0}
     learning_rate: float = 1e-3  # the peak; the schedule multiplies it
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8

@@ -20,12 +20,13 @@ for LLM training", for the scale. Departure: no weight decay unless asked for, a
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from seedbed.core.errors import ConfigError
+from seedbed.core.protocols import Neutral
 from seedbed.core.records import Cost, Role
 from seedbed.optimizers.adamw import AdamW
 
@@ -36,6 +37,7 @@ MATRICES = ("attention", "mlp")  # the parts whose two-dimensional tensors are M
 class Muon:
     """Settings; `betas` and `eps` are AdamW's, `momentum`, `nesterov` and `ns_steps` Muon's."""
 
+    neutral: ClassVar[Neutral] = "every step is orthogonal, whatever the settings"
     learning_rate: float = 1e-3  # the peak, of both; the schedule multiplies it
     momentum: float = 0.95  # 0 to 1 (1 excluded): the share of the old average that a step keeps
     nesterov: bool = True  # whether the gradient is averaged with the momentum once more

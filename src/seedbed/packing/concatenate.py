@@ -7,11 +7,12 @@ Letters: L seq_len, T tokens of a row (L + 1).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import ClassVar
 
 import numpy as np
 
 from seedbed.core.errors import DataError
-from seedbed.core.protocols import TokenStore
+from seedbed.core.protocols import Neutral, TokenStore
 from seedbed.core.records import Row
 from seedbed.packing.rows import check_seq_len, restarted_positions, usage
 
@@ -20,6 +21,7 @@ from seedbed.packing.rows import check_seq_len, restarted_positions, usage
 class Concatenate:
     """Settings of the packer."""
 
+    neutral: ClassVar[Neutral] = "each packing lays out rows of its own"
     seq_len: int = 1024
     reset_positions: bool = False  # positions restart at 0 for every document; one that goes on from the row before too
 

@@ -5,11 +5,12 @@ Letters: L seq_len, D documents of a split (D1 = D + 1).
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Int64
 
-from seedbed.core.protocols import TokenStore
+from seedbed.core.protocols import Neutral, TokenStore
 from seedbed.packing.pieces import Layout, PieceRows
 from seedbed.packing.rows import check_seq_len
 
@@ -18,6 +19,7 @@ from seedbed.packing.rows import check_seq_len
 class OnePerRow:
     """Settings of the packer."""
 
+    neutral: ClassVar[Neutral] = "each packing lays out rows of its own"
     seq_len: int = 1024
     reset_positions: bool = False  # gives the positions 0 to the document's end, and 0 on for the padding
 

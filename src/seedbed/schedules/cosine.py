@@ -5,7 +5,9 @@ Losses on the way are inflated by the rate that has not yet fallen: don't read s
 
 from dataclasses import dataclass
 from math import cos, pi
+from typing import ClassVar
 
+from seedbed.core.protocols import Neutral
 from seedbed.core.records import Progress
 from seedbed.schedules.warmup import check_share, rise
 
@@ -14,6 +16,7 @@ from seedbed.schedules.warmup import check_share, rise
 class Cosine:
     """Settings."""
 
+    neutral: ClassVar[Neutral] = {"warmup": 0.0, "floor": 1.0}
     warmup: float = 0.05  # share of the stage's steps, 0 to 1
     floor: float = 0.1  # multiplier at the last step, 0 to 1
 

@@ -4,8 +4,10 @@ The published NCA stage takes its checkpoint exactly when the rise ends (`share:
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from seedbed.core.errors import ConfigError
+from seedbed.core.protocols import Neutral
 from seedbed.core.records import Progress
 
 
@@ -24,6 +26,7 @@ def check_share(name: str, share: float) -> None:
 class Warmup:
     """Settings."""
 
+    neutral: ClassVar[Neutral] = {"share": 0.0}
     share: float = 0.05  # of the stage's steps, 0 to 1
 
     def __post_init__(self) -> None:

@@ -4,8 +4,10 @@ Until the fall begins, the run is the same for every total length; that makes lo
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from seedbed.core.errors import ConfigError
+from seedbed.core.protocols import Neutral
 from seedbed.core.records import Progress
 from seedbed.schedules.warmup import check_share, rise
 
@@ -14,6 +16,7 @@ from seedbed.schedules.warmup import check_share, rise
 class WarmupStableDecay:
     """Settings; all are shares of the stage's steps or multipliers, 0 to 1."""
 
+    neutral: ClassVar[Neutral] = {"warmup": 0.0, "decay": 0.0}
     warmup: float = 0.05
     decay: float = 0.2
     floor: float = 0.0

@@ -8,13 +8,13 @@ Letters: B windows, T positions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from seedbed.core.protocols import Tokenizer
+from seedbed.core.protocols import Neutral, Tokenizer
 from seedbed.core.records import Batch, TokenTargets
 
 
@@ -22,6 +22,7 @@ from seedbed.core.records import Batch, TokenTargets
 class OwnRun:
     """A model with its tokenizer; `stride` None means disjoint windows."""
 
+    neutral: ClassVar[Neutral] = "it reads a model and changes nothing"
     model: Any
     tokenizer: Tokenizer
     seq_len: int

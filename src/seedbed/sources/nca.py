@@ -8,11 +8,13 @@ Letters: R rows, T tokens.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Int32
 
 from seedbed.core.errors import ConfigError
+from seedbed.core.protocols import Neutral
 from seedbed.core.records import Cost, Exhibit, Row
 from seedbed.nca import Automaton
 from seedbed.nca.automaton import Rollout
@@ -26,6 +28,7 @@ Roller = Callable[..., tuple[list[Rollout], Int32[np.ndarray, "R T"]]]
 class NcaRows(Automaton):
     """Settings of the automaton and the length of a row; `rule_pool` given, rules repeat as in the published code."""
 
+    neutral: ClassVar[Neutral] = "random worlds have no setting without worlds; the control of a stage is to leave it out"
     seq_len: int = 1024  # shown tokens; a row has one more, the last target
     count_first_frame: bool = False
 

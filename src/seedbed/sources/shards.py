@@ -19,13 +19,13 @@ from functools import cached_property, lru_cache
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Int32, Int64
 
 from seedbed.core.errors import ConfigError, DataError, nearest
-from seedbed.core.protocols import Tokenizer
+from seedbed.core.protocols import Neutral, Tokenizer
 from seedbed.core.records import Document, Turn
 from seedbed.sources.columns import read_column, read_order
 
@@ -137,6 +137,7 @@ def _mapped(file: Path, dtype: np.dtype) -> np.ndarray:
 class Shards:
     """Settings of a prepared corpus."""
 
+    neutral: ClassVar[Neutral] = "documents are what they are"
     path: str = ""  # the folder that `seedbed prepare` wrote
     order: str | None = None  # of the training documents: a name under orders/, see `seedbed order`
     columns: tuple[str, ...] = ()  # prepared columns that documents carry in their meta

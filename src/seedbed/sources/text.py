@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
+from typing import ClassVar
 
 from seedbed.core.errors import ConfigError, DataError
+from seedbed.core.protocols import Neutral
 from seedbed.core.records import Document
 from seedbed.sources.files import Bounds, find_files
 from seedbed.sources.formats import read_documents
@@ -24,6 +26,7 @@ BOUNDS = Bounds(document_bytes=2**32)  # a whole book, or all of Wikipedia, may 
 class Text:
     """Settings of a text corpus."""
 
+    neutral: ClassVar[Neutral] = "documents are what they are"
     path: str = "builtin:prose"  # also builtin:math, builtin:code, a file, a folder, a glob or hub:NAME
     text_key: str = "text"  # of records: where the text, a list of numbers or a dialogue is
     meta: Mapping[str, str] = field(default_factory=dict)  # of records: new name to name in the file, as {language: lang}

@@ -7,11 +7,14 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int32
 
+from seedbed.core.protocols import Neutral
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bytes:
     """Ids 0 to 255 are bytes; 256 is the document boundary."""
 
+    neutral: ClassVar[Neutral] = "another tokenizer is another vocabulary"
     vocab_size: ClassVar[int] = 257
     boundary_id: ClassVar[int] = 256
 

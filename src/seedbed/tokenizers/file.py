@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int32
 
 from seedbed.core.errors import ConfigError, DataError, nearest
+from seedbed.core.protocols import Neutral
 from seedbed.tokenizers.remembered import Remembered, falls_at_spaces
 
 CONFIG, MAP, TEMPLATE = "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"
@@ -23,6 +24,7 @@ BOUNDARY_NAMES = ("<|endoftext|>", "<s>", "<|begin_of_text|>", "</s>", "[CLS]", 
 class TokenizerFile:
     """A tokenizer as it was made, but for this: nothing is cut, padded or drawn, and special tokens in a text are text."""
 
+    neutral: ClassVar[Neutral] = "another tokenizer is another vocabulary"
     path: str = ""  # the file, or a folder that holds a tokenizer.json; read when first used
     boundary: str | None = None  # the special token in front of documents; None: as BOUNDARY_ROLES and _NAMES have it
 

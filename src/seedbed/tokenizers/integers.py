@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Int32
 
 from seedbed.core.errors import ConfigError, DataError
+from seedbed.core.protocols import Neutral
 
 
 @dataclass(frozen=True, kw_only=True)
 class Integers:
     """Ids 0 to vocab - 1 are the numbers themselves; the id `vocab` is the document boundary."""
 
+    neutral: ClassVar[Neutral] = "another tokenizer is another vocabulary"
     vocab: int = 256  # how many numbers there are, 1 to 2**31 - 2
 
     def __post_init__(self) -> None:

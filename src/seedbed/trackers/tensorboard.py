@@ -10,8 +10,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from seedbed.core.protocols import Neutral
 from seedbed.trackers.lines import missing, numbers
 
 _VERSION = "brain.Event:2"  # of the format; from version 2 on a start takes back the points from its step on
@@ -21,6 +22,7 @@ _VERSION = "brain.Event:2"  # of the format; from version 2 on a start takes bac
 class TensorBoard:
     """Event files of one run."""
 
+    neutral: ClassVar[Neutral] = "it follows a run and changes nothing"
     folder: str = ""  # event files go to a folder of this one, named after the run; empty: to RUN/tensorboard
 
     def check(self) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from seedbed.core.durable import write_whole
+from seedbed.core.protocols import Neutral
 from seedbed.trackers.lines import missing, numbers
 
 
@@ -21,6 +22,7 @@ from seedbed.trackers.lines import missing, numbers
 class Trackio:
     """A run in trackio's database."""
 
+    neutral: ClassVar[Neutral] = "it follows a run and changes nothing"
     project: str = "seedbed"
 
     def check(self) -> None:

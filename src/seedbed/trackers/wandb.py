@@ -15,9 +15,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from seedbed.core.errors import ConfigError
+from seedbed.core.protocols import Neutral
 from seedbed.trackers.lines import lasting_id, missing, numbers
 
 _OFFLINE = ("offline", "dryrun")  # the second is wandb's old name for it
@@ -42,6 +43,7 @@ _SILENT = {
 class WeightsAndBiases:
     """A run at Weights & Biases, or its folder RUN/wandb to send there later."""
 
+    neutral: ClassVar[Neutral] = "it follows a run and changes nothing"
     project: str = "seedbed"
     wait_seconds: float = 60.0  # the most that beginning and ending online may each take
 

@@ -7,7 +7,7 @@ via simpler synthetic tasks".
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from seedbed.core.draws import stream
 from seedbed.core.errors import ConfigError
 from seedbed.core.patterns import first_match
+from seedbed.core.protocols import Neutral
 from seedbed.core.records import Role
 
 
@@ -22,6 +23,7 @@ from seedbed.core.records import Role
 class Rules:
     """Role patterns, tried in the order fresh, redraw, keep; a parameter that none matches is an error."""
 
+    neutral: ClassVar[Neutral] = {"fresh": (), "redraw": (), "keep": ("*",)}
     fresh: tuple[str, ...] = ("embedding", "head")
     redraw: tuple[str, ...] = ()
     keep: tuple[str, ...] = ("*",)

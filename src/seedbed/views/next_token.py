@@ -6,6 +6,7 @@ Letters: T tokens of the row before; one fewer after.
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from seedbed.core.protocols import Neutral
 from seedbed.core.records import Key, Progress, Row
 
 
@@ -13,6 +14,7 @@ from seedbed.core.records import Key, Progress, Row
 class NextToken:
     """A target counts as much as its own token did in the row."""
 
+    neutral: ClassVar[Neutral] = "without it nothing is asked"
     keeps_order: ClassVar[bool] = True
 
     def __call__(self, row: Row, *, key: Key, progress: Progress | None = None) -> Row:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from seedbed.core.draws import stream
+from seedbed.core.protocols import Neutral
 from seedbed.core.records import Key, Progress, Row
 
 
@@ -14,6 +15,7 @@ from seedbed.core.records import Key, Progress, Row
 class Shuffled:
     """Each row has an order of its own, drawn for its position in the stream."""
 
+    neutral: ClassVar[Neutral] = "no settings: to switch it off is to leave it out"
     keeps_order: ClassVar[bool] = False
 
     def __call__(self, row: Row, *, key: Key, progress: Progress | None = None) -> Row:

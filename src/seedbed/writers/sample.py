@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from seedbed.core.draws import stream
 from seedbed.core.errors import ConfigError, RunFailedError
-from seedbed.core.protocols import Tokenizer
+from seedbed.core.protocols import Neutral, Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class Sample:
     is shown is for the model's stepper to say (the default one goes on from the last seq_len // 2 ids).
     """
 
+    neutral: ClassVar[Neutral] = "it reads a model and changes nothing"
     model: Any
     tokenizer: Tokenizer
     seq_len: int
