@@ -128,7 +128,8 @@ class _Server:
             self._process.stdin.write(json.dumps(asked) + "\n")
             self._process.stdin.flush()
             while not self._pids:
-                assert self._begun.wait(120), "the server of forked processes does not answer"
+                self._begun.wait(0.5)
+                assert self._process.poll() is None, "the server of forked processes has ended"
             return Forked(self._pids.pop(), out, err)
 
     def _listen(self):
@@ -147,6 +148,7 @@ def _serve():
     """The server: forks at a word on standard input, says who began and how who ended; gone when its client is."""
     for name in IMPORTED:
         __import__(name)
+    _compile()
     from seedbed.experiments import run
     from seedbed.report import page
 
@@ -173,6 +175,18 @@ def _serve():
                 if not pid:
                     _become(asked)
                 print(json.dumps({"began": pid}), flush=True)
+
+
+def _compile():
+    """Have everything compiled or read from numba's cache once, and not in every fork."""
+    import numpy as np
+
+    from seedbed.curate.near_duplicates import NearDuplicates
+    from seedbed.sources.nca import NcaRows
+
+    NcaRows(states=2, grid=4, seq_len=32).rows([0], seed=0, split="train")
+    near = NearDuplicates()
+    near.find(np.stack([near.signature("one two three four five six")] * 2))
 
 
 def _tell_ended():

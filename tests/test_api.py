@@ -9,6 +9,7 @@ import pytest
 import seedbed
 
 
+@pytest.mark.slow
 def test_importing_seedbed_costs_nothing():
     code = "import sys, seedbed; assert not {'torch', 'numpy', 'pydantic'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

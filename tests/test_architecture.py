@@ -13,6 +13,7 @@ ON_A_DEVICE = {"seedbed.nca.rollout_torch"}  # experiments hands it to a source;
 LIGHT = ["core", "nca", "sources", "curate", "mixture", "packing", "views", "schedules", "report", "tokenizers", "trackers"]
 
 
+@pytest.mark.slow
 def test_data_rooms_load_without_torch():
     code = (
         "import importlib, pkgutil, sys\n"
@@ -25,11 +26,13 @@ def test_data_rooms_load_without_torch():
     subprocess.run([sys.executable, "-c", code, *LIGHT], check=True)
 
 
+@pytest.mark.slow
 def test_the_command_line_starts_without_torch_numpy_or_numba():
     code = "import sys, seedbed.cli; assert not {'torch', 'numpy', 'numba', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_a_data_worker_starts_without_torch():
     """What it unpickles, and the main module of a study's run, which it imports as Python's spawn does."""
     needed = "seedbed.core.making, seedbed.experiments.streams, seedbed.experiments.worker"
@@ -37,6 +40,7 @@ def test_a_data_worker_starts_without_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_a_run_starts_without_statistics_drawing_compiled_kernels_and_split_tensors():
     later = {"scipy", "matplotlib", "numba", "torch.distributed.tensor"}
     code = f"import sys, seedbed.experiments.commands; found = {later} & set(sys.modules); assert not found, found"

@@ -67,6 +67,7 @@ def _fails(code, *words, cwd=None, saying=""):
     return _seedbed(*words, cwd=cwd).failed(code, saying=saying)
 
 
+@pytest.mark.slow
 def test_an_error_ends_the_process_with_its_code():
     _process("run", "none.yaml").failed(3, saying="there is no recipe file none.yaml")
 
@@ -81,6 +82,7 @@ def test_every_kind_of_error_has_its_exit_code():
     }
 
 
+@pytest.mark.slow
 def test_version_and_help():
     assert _process("--version").stdout.startswith("seedbed ")
     text = _process("--help").stdout
@@ -234,7 +236,7 @@ def test_the_resolved_recipe_and_the_estimate_are_printed_without_a_folder(recip
     for where in (estimate, cut_model):
         monkeypatch.setattr(where, "LONG", 0.1)  # seconds that it times
     assert "arm: nca" in _seedbed("run", recipe, "--arm", "nca", "--print-config", cwd=tmp_path).stdout
-    text = _seedbed("run", recipe, "--arm", "nca", "--dry-run", cwd=tmp_path).stdout
+    text = _seedbed("run", recipe, "--arm", "nca", "--dry-run", "--threads", 1, cwd=tmp_path).stdout
     assert "stage soil: 6 steps, 768 tokens" in text and "MiB at its peak" in text and "s a step (timed)" in text
     assert not (tmp_path / "runs").exists()
 

@@ -12,7 +12,6 @@ from seedbed.core.errors import ConfigError
 from seedbed.core.protocols import (
     Corpus,
     Mixture,
-    Model,
     ModelKind,
     Objective,
     OptimizerKind,
@@ -169,7 +168,7 @@ def test_a_model_gives_every_parameter_a_role_says_its_blocks_and_its_cost(name)
     kind = rooms()["models"].build({"kind": name, "size": "0.1M"})
     assert isinstance(kind, ModelKind) and kind.width > 0 and isinstance(kind.layout_free, bool)
     model = kind.build(vocab_size=9)
-    assert isinstance(model, Model) and len(model.blocks) > 0 and model.vocab_size == 9
+    assert len(model.blocks) > 0 and model.vocab_size == 9
     assert {n for n, _ in model.named_parameters()} == set(model.roles)
     model.initialize(seed=0)
     first = [p.detach().clone() for p in model.parameters()]

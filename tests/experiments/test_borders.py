@@ -204,7 +204,8 @@ def test_a_giver_of_several_runs_is_named_and_must_stay_the_same(recipe, tmp_pat
         )
     )
     recipe.write_text(recipe.read_text().replace("    nca: {stages", "    taken: {stages"))
-    found = compare(recipe, out=tmp_path / "study", jobs=2, threads=1)
+    few = {"stages.soil.budget.steps": 2, "stages.text.budget.steps": 2}
+    found = compare(recipe, out=tmp_path / "study", jobs=2, threads=1, sets=few)
     assert f"one giver for several runs (run:{tmp_path}/base), whose own draw is in no interval" in found.data["paired"]
     final = tmp_path / "study/taken/seed-1/final.json"
     content = json.loads(final.read_text())

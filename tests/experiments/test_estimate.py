@@ -237,8 +237,9 @@ def test_nothing_is_changed_and_nothing_left_behind(sized, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [s for s in SIZES if s != "nca-paper"])
 def test_every_preset_is_estimated(sized, size):
+    """The largest is, in a process of its own, below."""
     sets = {"model": {"kind": "decoder", "size": size}, "stages.soil.micro_batch_size": 1}
     found = _one(sized, sets)
     assert found.how == f"from 2 of {SIZES[size]['num_layers']} layers" or found.how == "timed"

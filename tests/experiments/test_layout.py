@@ -71,7 +71,8 @@ def test_a_resume_reuses_the_layout_it_finds(recipe, tmp_path, monkeypatch):
 def test_where_draws_hang_on_the_layout_another_one_needs_a_word(recipe, tmp_path, monkeypatch, sitting):
     from dataclasses import replace
 
-    folder = _stopped(recipe, tmp_path / "run", monkeypatch, sets=DROPOUT)
+    few = {"stages.soil.budget.steps": 4, "stages.text.budget.steps": 2}
+    folder = _stopped(recipe, tmp_path / "run", monkeypatch, sets=DROPOUT | few)
     with pytest.raises(RefusedError, match="another layout than the checkpoint's.*--inexact"):
         commands.resume(folder, say=_quiet, sitting=sitting)
     assert finished(folder) is None

@@ -15,6 +15,7 @@ from seedbed.experiments.inspection import as_text, inspect
 from seedbed.experiments.prepare import prepare
 from seedbed.experiments.recipe import load
 from seedbed.experiments.run import create, execute, finished
+from seedbed.experiments.streams import build_stream
 from seedbed.report.page import write_page
 from tests.experiments.test_run import _metrics
 
@@ -82,9 +83,10 @@ def test_the_ledger_tells_tokens_epochs_repeats_and_shares_of_every_source(mixed
     assert final["ledger"]["text"]["tokens"] == {"apples": 48 * 32, "numbers": 16 * 32}, "64 rows at 3 to 1, exactly"
     apples = final["mixture"]["text"]["apples"]
     assert (apples["rows"], apples["wanted_share"], apples["achieved_share"]) == (48, 0.75, 0.75)
-    few = finished(_run(mixed, tmp_path / "again", {"stages.text.budget": {"steps": 200}}))["mixture"]["text"]["numbers"]
-    size = few["rows"] / few["epochs"]
-    assert few["epochs"] == 200 / size and few["repeated_rows"] == max(0, 200 - round(size))
+    sets = {"stages.text.budget": {"steps": 80}, "streams.text.mixture.weights": {"apples": 1, "numbers": 9}}
+    few = finished(_run(mixed, tmp_path / "again", sets))["mixture"]["text"]["numbers"]
+    size = build_stream("text", load(mixed).plan(arm="run", seed=0).streams["text"]).stream.sources["numbers"].size("train")
+    assert few["rows"] == 288 and few["epochs"] == 288 / size and few["repeated_rows"] == 288 - size > 0
     assert "share wanted" in write_page(tmp_path / "run").read_text()
 
 

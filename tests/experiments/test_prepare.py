@@ -187,14 +187,14 @@ def test_killed_at_random_moments_it_ends_with_the_bytes_of_an_undisturbed_run(t
     folder = tmp_path / "texts"
     folder.mkdir()
     for f in range(6):
-        _lines(folder / f"{f}.jsonl", [{"text": _text(1000 * f + i, 400)} for i in range(60)])
+        _lines(folder / f"{f}.jsonl", [{"text": _text(1000 * f + i, 400)} for i in range(100)])
 
     def begin(out, workers):
-        return forked(FORKING, folder, tmp_path / out, workers, 90_000)
+        return forked(FORKING, folder, tmp_path / out, workers, 60_000)
 
     assert begin("whole", 1).wait() == 0
     kills = 0
-    for workers, delay in ((2, 0.2), (1, 0.05), (2, 0.1), (1, 0.0), (1, 0.15)):
+    for workers, delay in ((2, 0.03), (1, 0.0), (2, 0.06), (1, 0.02)):
         process = begin("out", workers)
         begun = time.monotonic()
         while not (tmp_path / "out/.work").exists() and process.poll() is None and time.monotonic() - begun < 60:

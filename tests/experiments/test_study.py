@@ -225,11 +225,23 @@ def test_a_terminated_study_stops_its_runs_and_exits_130(recipe, tmp_path):
 def test_a_study_as_a_user_starts_it_ends_in_the_same_numbers(a_study, tmp_path):
     """Interpreters of their own for the study and for each of its runs."""
     out = tmp_path / "out"
-    words = ["compare", str(a_study / "tiny.yaml"), "--jobs", "2", "--threads", "1", "--out", str(out), "--json"]
+    words = [
+        "compare",
+        str(a_study / "tiny.yaml"),
+        "--jobs",
+        "2",
+        "--threads",
+        "1",
+        "--seeds",
+        "0",
+        "--out",
+        str(out),
+        "--json",
+    ]
     done = subprocess.run([sys.executable, "-m", "seedbed", *words], capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr
     data = json.loads(done.stdout.splitlines()[-1])
-    assert data["contrasts"][0]["per_seed"] == _data(a_study / "out")["contrasts"][0]["per_seed"]
+    assert data["contrasts"][0]["per_seed"] == {"0": _data(a_study / "out")["contrasts"][0]["per_seed"]["0"]}
     assert f"page: {out / 'report.html'}" in done.stdout and check_comparison(out) == []
 
 

@@ -75,6 +75,7 @@ def test_a_folder_without_results_is_refused(tmp_path):
         write_page(tmp_path)
 
 
+@pytest.mark.slow
 def test_pages_are_written_without_torch():
     code = "import sys, seedbed.report.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

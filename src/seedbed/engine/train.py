@@ -10,6 +10,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -129,7 +131,7 @@ def train(
         if not is_split(model):
             ranks.sum_gradients(parameters)
         norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, stage.clip_norm or math.inf)))
-        loss = sum(torch.stack(means).tolist())
+        loss = reduce(add, torch.stack(means).tolist())  # `sum` rounds otherwise from Python 3.12 on
         loss, run, ideal, made_run, made_ideal, made_seconds = ranks.total(
             loss, forward.flops_run, forward.flops_ideal, making.flops_run, making.flops_ideal, making.seconds
         )

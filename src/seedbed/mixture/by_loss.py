@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from seedbed.core.errors import ConfigError
 from seedbed.core.protocols import Neutral
-from seedbed.mixture.weighted import History, Weighted
+from seedbed.mixture.weighted import History, Weighted, added
 
 MEASURED = "loss_nats"
 
@@ -44,7 +44,7 @@ class ByLoss(Weighted):
             raise PendingError(f"the rows from {due} on wait for a measurement of {MEASURED} at {due}; none is recorded")
         highest = max(losses.values())
         raised = {name: weight * exp(self.eta * (losses[name] - highest)) for name, weight in base.items()}
-        total = sum(raised.values())
+        total = added(raised.values())
         return {name: weight / total for name, weight in raised.items()}
 
 

@@ -9,7 +9,7 @@ Letters: W rows of a window.
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import accumulate, pairwise
@@ -227,9 +227,9 @@ def shared_out(
     open_, left = {n: w for n, w in target.items() if w > 0 and room[n] != 0}, rows
     bound = len(open_) < sum(w > 0 for w in target.values())
     quota: dict[str, float] = {}
-    owed = -sum(carry[n] for n in target if n not in open_) / max(1, len(open_))  # of sources that were switched off
+    owed = -added(carry[n] for n in target if n not in open_) / max(1, len(open_))  # of sources that were switched off
     while open_ and left:
-        total = sum(open_.values())
+        total = added(open_.values())
         quota = {n: left * w / total + (0.0 if bound else carry[n] - owed) for n, w in open_.items()}
         given = _largest_remainder(left, quota)
         full = {n for n in open_ if (limit := room[n]) is not None and given[n] >= limit}
@@ -263,5 +263,13 @@ def check_weights(weights: Mapping[str, float]) -> None:
 
 
 def _shares(weights: Mapping[str, float]) -> dict[str, float]:
-    total = sum(weights.values())
+    total = added(weights.values())
     return {name: weight / total for name, weight in weights.items()}
+
+
+def added(numbers: Iterable[float]) -> float:
+    """Return the sum, added from left to right: from 3.12 on Python's own `sum` rounds otherwise, and rows would move."""
+    total = 0.0
+    for number in numbers:
+        total += number
+    return total
