@@ -12,13 +12,17 @@ from typing import Annotated, Any
 import typer
 
 from seedbed import __version__
+from seedbed.core.bounds import LARGEST_SEED, LONGEST_ROW, MOST_BYTES, MOST_ROWS, MOST_THREADS, MOST_WORKERS
 from seedbed.core.errors import ConfigError, InterruptedRunError, SeedbedError
 from seedbed.core.registry import ALLOW_LOCAL_CODE
+from seedbed.core.speaking import LEFT, patient_streams
+from seedbed.core.variables import first_rank
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: option names are never cut, however narrow the terminal
     help="Pre-train language models on less data and less compute, and say honestly whether it worked.",
 )
 nca = typer.Typer(no_args_is_help=True, help="Look at neural cellular automata, generate rows of them, check them.")
@@ -44,6 +48,11 @@ class Duplicates(StrEnum):
 
 class _State:
     debug = False
+    works = False  # whether the command leaves something behind
+
+
+WORKS = {"run", "compare", "tune", "map", "prepare", "column", "order", "train", "resume", "track", "export", "report", "pack"}
+WORKS |= {"show", "generate"}
 
 
 class Device(StrEnum):
@@ -68,7 +77,7 @@ Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", he
 Scale = Annotated[str | None, typer.Option(help="A scale of the recipe, such as smoke.")]
 CorpusPath = Annotated[str | None, typer.Option("--corpus", help="Your own text: a file, a folder or a glob.")]
 Out = Annotated[Path | None, typer.Option(help="The run or study folder itself; never overwritten.")]
-Jobs = Annotated[int, typer.Option(help="Runs side by side.", min=1)]
+Jobs = Annotated[int, typer.Option(help="Runs side by side.", min=1, max=MOST_WORKERS)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON last.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]
 PrecisionOption = Annotated[Precision | None, typer.Option(help="Number type; the recipe's, unless said.")]
@@ -86,7 +95,9 @@ Recompute = Annotated[
 Shard = Annotated[
     str | None, typer.Option(metavar="none|all|N", help="Under torchrun: split weights and moments over all or N ranks.")
 ]
-DataWorkers = Annotated[int | None, typer.Option(help="Processes that make rows ahead; changes no row.", min=0)]
+DataWorkers = Annotated[
+    int | None, typer.Option(help="Processes that make rows ahead; changes no row.", min=0, max=MOST_WORKERS)
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Build everything, print time, memory and tokens, and stop.")]
 
 
@@ -102,11 +113,36 @@ def main(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
     _State.debug = debug
+    _State.works = any(word in WORKS for word in sys.argv[1:3])
 
 
 def entry() -> None:
-    """Run the command line; errors are one paragraph on standard error, with the exit code of their kind."""
+    """Run the command line; errors are one paragraph on standard error, with the exit code of their kind.
+
+    Where standard output fails on the way, a command goes on with its work; a reader that left (`| head`) is no fault, anything
+    else ends in exit code 1.
+    """
+    out, err = patient_streams()
+    code = _ended()
+    out.flush()
+    if out.failed is not None and out.failed.errno not in LEFT:
+        _complain(
+            f"could not write to standard output: {out.failed.strerror}; what the command does beside is done, its words are "
+            "lost: mend that and ask again"
+        )
+        code = code or 1
+    elif out.failed is not None and _State.works:
+        _complain("nobody read on, and the command went on to its end all the same")
+    err.flush()
+    sys.exit(code)
+
+
+def _ended() -> int:
+    """Run the command and return its exit code."""
+    code: Any
     try:
+        for word in sys.argv[1:]:
+            _whole_text("an argument", word)
         code = app(standalone_mode=False)
     except SeedbedError as e:
         _complain(str(e))
@@ -118,16 +154,22 @@ def entry() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted")
         code = 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except OSError as e:
         _complain(f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}; mend that and try again")
         code = 1
     except Exception as e:  # a fault of ours: still one paragraph, the traceback on request
         _complain(f"internal error, {type(e).__name__}: {e}; please report it with the output of `seedbed --debug ...`")
         code = 1
-    sys.exit(code or 0)
+    return code or 0
+
+
+def _whole_text(what: str, text: str) -> None:
+    """Raise ConfigError for bytes that are not UTF-8, in anything but the name of a file that is there."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        if not os.path.lexists(text):
+            raise ConfigError(f"{what} is not UTF-8: {os.fsencode(text)!r}; give it in UTF-8") from None
 
 
 def _complain(message: str) -> None:
@@ -157,14 +199,14 @@ def _local_code(allowed: bool) -> None:
 def run(
     recipe: RecipeArgument,
     arm: Annotated[str | None, typer.Option(help="An arm of the study; the control, unless said.")] = None,
-    seed: Annotated[int, typer.Option(help="Names every random draw.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Names every random draw.", min=0, max=LARGEST_SEED)] = 0,
     out: Out = None,
     scale: Scale = None,
     set_: Sets = None,
     corpus: CorpusPath = None,
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = None,
-    threads: Annotated[int | None, typer.Option(help="Processor threads; all, unless said.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="Processor threads; all, unless said.", min=1, max=MOST_THREADS)] = None,
     data_workers: DataWorkers = None,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="On a GPU: exact to the bit, and slower.")] = False,
     compiled: Compile = None,
@@ -202,7 +244,7 @@ def run(
         _print_estimate(commands.plan_run(recipe, **settings), as_json=as_json)
         return
     result = commands.run(recipe, out=out, say=partial(print, flush=True), track=track or (), **settings)
-    if os.environ.get("RANK", "0") != "0":
+    if not first_rank():
         return  # of several ranks the first speaks
     print(f"page: {result.folder / 'report.html'}")
     if as_json:
@@ -214,7 +256,9 @@ def compare(
     recipe: Annotated[str | None, typer.Argument(help="A recipe file, or the name of a shipped one.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Such as 0-4; the recipe's, unless said.")] = None,
     jobs: Jobs = 1,
-    threads: Annotated[int | None, typer.Option(help="Of each run; shared out evenly, unless said.", min=1)] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Of each run; shared out evenly, unless said.", min=1, max=MOST_THREADS)
+    ] = None,
     out: Out = None,
     scale: Scale = None,
     set_: Sets = None,
@@ -363,32 +407,35 @@ def prepare(
     paths: Paths,
     out: Annotated[Path, typer.Option(help="The folder for the shards; never overwritten. An interrupted one goes on.")],
     tokenizer: Annotated[str, typer.Option(help="bytes, integers:VOCABULARY, or a tokenizer.json.")] = "bytes",
-    workers: Annotated[int, typer.Option(help="Processes side by side; the bytes are the same for any number.", min=1)] = 1,
+    workers: Annotated[
+        int, typer.Option(help="Processes side by side; the bytes are the same for any number.", min=1, max=MOST_WORKERS)
+    ] = 1,
     on_error: Annotated[
         OnError, typer.Option(help="Stop at input that cannot be read, or leave it out and say so.")
     ] = OnError.stop,
     text_key: TextKey = "text",
     meta: Meta = None,
     section_bytes: Annotated[
-        int, typer.Option(help="Cut longer documents at empty lines into sections of this size; 0: never.", min=0)
+        int,
+        typer.Option(help="Cut longer documents at empty lines into sections of this size; 0: never.", min=0, max=MOST_BYTES),
     ] = 0,
-    valid_share: Annotated[float, typer.Option(help="Of documents, chosen by their content.")] = 0.01,
-    test_share: Annotated[float, typer.Option(help="Of documents, chosen by their content.")] = 0.01,
+    valid_share: Annotated[float, typer.Option(help="Of documents, chosen by their content.", min=0, max=1)] = 0.01,
+    test_share: Annotated[float, typer.Option(help="Of documents, chosen by their content.", min=0, max=1)] = 0.01,
     duplicates: Annotated[
         Duplicates, typer.Option(help="keep: leave none out; exact: equal texts; near: similar ones too.")
     ] = Duplicates.exact,
-    threshold: Annotated[float, typer.Option(help="Similarity (estimated Jaccard) of near duplicates.")] = 0.8,
+    threshold: Annotated[float, typer.Option(help="Similarity (estimated Jaccard) of near duplicates.", min=0, max=1)] = 0.8,
     against: Annotated[
         list[str] | None, typer.Option(help="Another corpus or prepared folder: what it holds is left out; repeatable.")
     ] = None,
     decontaminate: Annotated[
         list[str] | None, typer.Option(help="An evaluation set: what shares 13 words in a row with it is left out; repeatable.")
     ] = None,
-    least_bytes: Annotated[int, typer.Option(help="Shorter documents are left out.", min=0)] = 1,
-    most_bytes: Annotated[int | None, typer.Option(help="Longer documents are left out.", min=1)] = None,
-    document_bytes: Annotated[int, typer.Option(help="A longer document is bad input.", min=1)] = 2**26,
-    file_bytes: Annotated[int, typer.Option(help="A file that unpacks to more is bad input.", min=1)] = 2**36,
-    shard_tokens: Annotated[int, typer.Option(help="Tokens of a shard, at most.", min=1)] = 2**27,
+    least_bytes: Annotated[int, typer.Option(help="Shorter documents are left out.", min=0, max=MOST_BYTES)] = 1,
+    most_bytes: Annotated[int | None, typer.Option(help="Longer documents are left out.", min=1, max=MOST_BYTES)] = None,
+    document_bytes: Annotated[int, typer.Option(help="A longer document is bad input.", min=1, max=MOST_BYTES)] = 2**26,
+    file_bytes: Annotated[int, typer.Option(help="A file that unpacks to more is bad input.", min=1, max=MOST_BYTES)] = 2**36,
+    shard_tokens: Annotated[int, typer.Option(help="Tokens of a shard, at most.", min=1, max=2**40)] = 2**27,
     licence: Annotated[str, typer.Option(help="A note for the manifest.")] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -436,7 +483,7 @@ def column(
     near_duplicates: Annotated[
         bool, typer.Option("--near-duplicates", help="Label each document with the earliest it nearly repeats.")
     ] = False,
-    threshold: Annotated[float, typer.Option(help="Similarity of near duplicates.")] = 0.8,
+    threshold: Annotated[float, typer.Option(help="Similarity of near duplicates.", min=0, max=1)] = 0.8,
 ) -> None:
     """Give prepared documents a further value each: a score or label from a file, or their duplicate cluster."""
     from seedbed.experiments import columns
@@ -467,7 +514,7 @@ def train(
     paths: Paths,
     out: Annotated[Path, typer.Option(help="The tokenizer.json to write, or a folder for it; never overwritten.")],
     kind: Annotated[str, typer.Option(help="bpe, unigram or wordpiece, all on bytes and without loss.")] = "bpe",
-    vocab_size: Annotated[int, typer.Option(help="Ids, the 256 bytes and special tokens included.", min=1)] = 8192,
+    vocab_size: Annotated[int, typer.Option(help="Ids, the 256 bytes and special tokens included.", min=1, max=2**24)] = 8192,
     special: Annotated[
         list[str] | None, typer.Option(help="A special token; the first stands in front of documents. [<|endoftext|>]")
     ] = None,
@@ -511,10 +558,12 @@ def _print_tokenizer_report(found: dict[str, Any], *, as_json: bool) -> None:
 @app.command()
 def inspect(
     target: Annotated[str, typer.Argument(help="A run folder, a recipe file, or the name of a shipped one.")],
-    step: Annotated[int, typer.Option(help="A step of the run, from 1 on.", min=1)],
+    step: Annotated[int, typer.Option(help="A step of the run, from 1 on.", min=1, max=10**12)],
     arm: Annotated[str | None, typer.Option(help="An arm of the recipe's study; the control, unless said.")] = None,
-    seed: Annotated[int, typer.Option(help="Of a recipe: the run's seed.", min=0)] = 0,
-    row: Annotated[int | None, typer.Option(help="One row of the step, from 0 on; all, unless said.", min=0)] = None,
+    seed: Annotated[int, typer.Option(help="Of a recipe: the run's seed.", min=0, max=LARGEST_SEED)] = 0,
+    row: Annotated[
+        int | None, typer.Option(help="One row of the step, from 0 on; all, unless said.", min=0, max=MOST_ROWS)
+    ] = None,
     scale: Scale = None,
     set_: Sets = None,
     corpus: CorpusPath = None,
@@ -561,8 +610,12 @@ def resume(
         list[str] | None,
         typer.Option(metavar="STREAM:A=0.7,B=0.3", help="Other weights for a run's mixture from here on; repeatable."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Of a run: other than it was begun with.", min=1)] = None,
-    micro_batch_size: Annotated[int | None, typer.Option(help="Of a run: rows at a time, in every stage.", min=1)] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Of a run: other than it was begun with.", min=1, max=MOST_THREADS)
+    ] = None,
+    micro_batch_size: Annotated[
+        int | None, typer.Option(help="Of a run: rows at a time, in every stage.", min=1, max=MOST_ROWS)
+    ] = None,
     data_workers: DataWorkers = None,
     shard: Shard = None,
     inexact: Annotated[
@@ -587,7 +640,7 @@ def resume(
         track=tuple(track or ()),
     )
     found = commands.resume(folder, jobs=jobs, watch=console.Lines().watch, weights=_weights(weights), sitting=sitting)
-    if os.environ.get("RANK", "0") != "0":
+    if not first_rank():
         return
     if isinstance(found, Comparison):
         print(f"verdict: {found.verdict}")
@@ -654,7 +707,9 @@ def report(folder: Annotated[Path, typer.Argument(help="A finished run or study 
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
     text: Annotated[str, typer.Option(help="A file, folder or glob; every byte of it is scored once.")],
-    stride: Annotated[int | None, typer.Option(help="Step of overlapping windows; disjoint, unless said.", min=1)] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Step of overlapping windows; disjoint, unless said.", min=1, max=LONGEST_ROW)
+    ] = None,
     device: DeviceOption = Device.auto,
     allow_local_code: LocalCode = False,
     as_json: AsJson = False,
@@ -675,15 +730,17 @@ def evaluate(
 def sample(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
     prompt: Annotated[list[str] | None, typer.Option(help="What the text begins with; repeatable.")] = None,
-    tokens: Annotated[int, typer.Option(help="New tokens.", min=1)] = 200,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.", min=0)] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.", min=1)] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens whose probabilities come to this.")] = None,
+    tokens: Annotated[int, typer.Option(help="New tokens.", min=1, max=10**7)] = 200,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.", min=0, max=1000)] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.", min=1, max=2**31)] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Keep the likeliest tokens whose probabilities come to this.", min=0, max=1)
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option(help=r"End before this text (\n and \t are understood); repeatable.")
     ] = None,
-    samples: Annotated[int, typer.Option(help="Continuations of each prompt.", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="Names the draws.", min=0)] = 0,
+    samples: Annotated[int, typer.Option(help="Continuations of each prompt.", min=1, max=10**6)] = 1,
+    seed: Annotated[int, typer.Option(help="Names the draws.", min=0, max=LARGEST_SEED)] = 0,
     device: DeviceOption = Device.auto,
     allow_local_code: LocalCode = False,
     as_json: AsJson = False,
@@ -834,11 +891,11 @@ def _span(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-States = Annotated[int, typer.Option(help="Cell states, 2 to 256.")]
-Grid = Annotated[int, typer.Option(help="Side of the torus, in cells.")]
-Patch = Annotated[int, typer.Option(help="Side of a patch, in cells; divides the grid.")]
+States = Annotated[int, typer.Option(help="Cell states.", min=2, max=256)]
+Grid = Annotated[int, typer.Option(help="Side of the torus, in cells.", min=3, max=256)]
+Patch = Annotated[int, typer.Option(help="Side of a patch, in cells; divides the grid.", min=1, max=256)]
 Band = Annotated[str | None, typer.Option(metavar="LO-HI", help="Raw gzip ratios to accept, such as 0.5-1.0.")]
-Seed = Annotated[int, typer.Option(help="Names every draw.", min=0)]
+Seed = Annotated[int, typer.Option(help="Names every draw.", min=0, max=LARGEST_SEED)]
 
 
 def _automaton(states: int, grid: int, patch: int, band: str | None, **more: Any) -> Any:
@@ -909,8 +966,10 @@ def stats(
     grid: Grid = 12,
     patch: Patch = 2,
     band: Band = None,
-    rules: Annotated[int, typer.Option(help="How many random rules to look at.", min=1)] = 1000,
-    measured: Annotated[int, typer.Option(help="Of how many entropy, mutual information and damage are taken.", min=1)] = 200,
+    rules: Annotated[int, typer.Option(help="How many random rules to look at.", min=1, max=10**7)] = 1000,
+    measured: Annotated[
+        int, typer.Option(help="Of how many entropy, mutual information and damage are taken.", min=1, max=10**6)
+    ] = 200,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -924,12 +983,12 @@ def stats(
     automaton = _automaton(states, grid, patch, band)
     survey = automaton.survey(rules, seed=seed)
     free = replace(automaton, band=(0.0, 2.0))
-    worlds = [free.rollout(i, frames=10, seed=seed).frames_FGG for i in range(min(rules, measured))]
-    behavior = {
-        "entropy_bits": [measures.entropy_bits(w, states=states) for w in worlds],
-        "mutual_information_bits": [measures.mutual_information_bits(w, states=states) for w in worlds],
-        "damage": [measures.damage(free, i, seed=seed) for i in range(len(worlds))],
-    }
+    behavior: dict[str, list[float]] = {"entropy_bits": [], "mutual_information_bits": [], "damage": []}
+    for i in range(min(rules, measured)):
+        world = free.rollout(i, frames=10, seed=seed).frames_FGG
+        behavior["entropy_bits"].append(measures.entropy_bits(world, states=states))
+        behavior["mutual_information_bits"].append(measures.mutual_information_bits(world, states=states))
+        behavior["damage"].append(measures.damage(free, i, seed=seed))
     edges = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 10]
     shares = np.histogram(survey.ratios, edges)[0] / rules
     found = {
@@ -952,44 +1011,32 @@ def stats(
 
 @nca.command()
 def generate(
-    rows: Annotated[int, typer.Option(help="Roll-outs, one a row.", min=1)],
+    rows: Annotated[int, typer.Option(help="Roll-outs, one a row.", min=1, max=2**40)],
     out: Annotated[Path, typer.Option(help="The .npy file to write: int32, rows x tokens.")],
     states: States = 10,
     grid: Grid = 12,
     patch: Patch = 2,
     band: Band = None,
     seed: Seed = 0,
-    frames: Annotated[int | None, typer.Option(help="Whole frames a row; enough for 1,025 tokens, unless said.", min=1)] = None,
-    start: Annotated[int, typer.Option(help="Index of the first row.", min=0)] = 0,
+    frames: Annotated[
+        int | None, typer.Option(help="Whole frames a row; enough for 1,025 tokens, unless said.", min=1, max=10**6)
+    ] = None,
+    start: Annotated[int, typer.Option(help="Index of the first row.", min=0, max=2**62)] = 0,
     split: Annotated[str, typer.Option(help="train, valid or test: their rules are disjoint.")] = "train",
-    threads: Annotated[int, typer.Option(help="Changes nothing but the speed.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="Changes nothing but the speed.", min=1, max=MOST_THREADS)] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Write tokens of roll-outs whose rules lie inside the band; the same bytes on every machine."""
-    import io
-    from hashlib import sha256
+    from dataclasses import asdict
 
-    import numpy as np
-
-    from seedbed.core.durable import write_whole
     from seedbed.nca.automaton import SPLITS
+    from seedbed.nca.rows_file import write_rows
 
     if split not in SPLITS:
         raise ConfigError(f"--split must be one of {', '.join(SPLITS)}; got {split!r}")
     automaton = _automaton(states, grid, patch, band)
     frames = frames or -(-1025 // automaton.patches.frame_tokens)
-    tokens = automaton.generate(rows, frames=frames, seed=seed, split=split, start=start, threads=threads)
-    buffer = io.BytesIO()
-    np.save(buffer, tokens)
-    write_whole(out, buffer.getvalue())
-    found = {
-        "out": str(out),
-        "rows": tokens.shape[0],
-        "tokens": tokens.shape[1],
-        "vocab_size": automaton.patches.vocab_size,
-        "sha256": sha256(tokens.tobytes()).hexdigest(),
-        "fingerprint": automaton.fingerprint(),
-    }
+    found = asdict(write_rows(automaton, out, rows, frames=frames, seed=seed, split=split, start=start, threads=threads))
     print(json.dumps(found) if as_json else "\n".join(f"{k}: {v}" for k, v in found.items()))
 
 

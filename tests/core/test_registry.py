@@ -27,7 +27,9 @@ def test_an_unknown_setting_gets_its_path_and_the_nearest_name():
         OPTIMIZERS.build({"kind": "adamw", "lerning_rate": 1e-3}, path="stages.text.optimizer")
 
 
-@pytest.mark.parametrize(("value", "message"), [("fast", "valid number"), (True, "valid number"), (-1.0, "between 0 and 10")])
+@pytest.mark.parametrize(
+    ("value", "message"), [("fast", "valid number"), (True, "valid number"), (-1.0, "must lie in 0..10 .0 and 10 excluded")]
+)
 def test_an_ill_typed_or_impossible_value_is_named_with_its_path(value, message):
     with pytest.raises(ConfigError, match=rf"stages.text.optimizer.*{message}"):
         OPTIMIZERS.build({"kind": "adamw", "learning_rate": value}, path="stages.text.optimizer")

@@ -188,13 +188,13 @@ def test_more_hash_functions_begin_with_the_same_ones():
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"threshold": 0.0}, "threshold must lie above 0"),
-        ({"threshold": 1.5}, "threshold must lie above 0 and be 1 at most"),
+        ({"threshold": 0.0}, r"threshold must lie in 0\.\.1 \(0 excluded\), got 0"),
+        ({"threshold": 1.5}, r"threshold must lie in 0\.\.1 \(0 excluded\), got 1.5"),
         ({"threshold": float("nan")}, "threshold"),
-        ({"ngram": 0}, "ngram must be 1 word or more"),
-        ({"bands": 0}, "multiple of bands"),
+        ({"ngram": 0}, "ngram must lie in 1"),
+        ({"bands": 0}, "bands must lie in 1"),
         ({"permutations": 100}, "multiple of bands.*got 100 and 16"),
-        ({"permutations": 0}, "multiple of bands"),
+        ({"permutations": 0}, "permutations must lie in 1"),
     ],
 )
 def test_settings_that_cannot_be_right_are_refused_by_name(wrong, says):

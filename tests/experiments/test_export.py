@@ -423,10 +423,10 @@ def test_a_folder_that_someone_filled_meanwhile_is_left_alone(plain, tmp_path, m
     out = tmp_path / "out"
     real = module.card
 
-    def slow(*args):
+    def slow(*args, **more):
         out.mkdir()
         (out / "mine.txt").write_text("mine")
-        return real(*args)
+        return real(*args, **more)
 
     monkeypatch.setattr(module, "card", slow)
     with pytest.raises(RefusedError, match="nothing is overwritten"):

@@ -273,8 +273,8 @@ def test_changed_weights_hold_from_the_next_window_and_survive_a_kill(mixed, tmp
     [
         ({"txt": {"apples": 1.0, "numbers": 1.0}}, ConfigError, "did you mean 'text'"),
         ({"text": {"apples": 1.0}}, ConfigError, "need one number for each of: apples, numbers"),
-        ({"text": {"apples": 0.0, "numbers": 0.0}}, ConfigError, "weights must be 0 or more, and one above 0"),
-        ({"text": {"apples": float("inf"), "numbers": 1.0}}, ConfigError, "weights must be 0 or more"),
+        ({"text": {"apples": 0.0, "numbers": 0.0}}, ConfigError, r"weights must lie in 0\.\.1e\+12, and one above 0"),
+        ({"text": {"apples": float("inf"), "numbers": 1.0}}, ConfigError, "weights must lie in"),
         ({"text": {"apples": 1.0, "numbers": 1.0}, "txt": {}}, ConfigError, "did you mean 'text'"),
     ],
 )

@@ -421,7 +421,7 @@ def test_no_space_left_loses_nothing_that_was_done(texts, tmp_path, monkeypatch)
         ({"tokenizer": "nowhere.json"}, DataError, "there is no tokenizer 'nowhere.json'"),
         ({"tokenizer": "integers:x"}, ConfigError, "needs a whole number"),
         ({"decontaminate": ("nowhere",)}, DataError, "nothing is found at nowhere"),
-        ({"workers": 0}, ConfigError, "workers must be at least 1"),
+        ({"workers": 0}, ConfigError, "workers must lie in 1"),
         ({"most_bytes": 3}, DataError, "leaves no document"),
     ],
 )

@@ -112,8 +112,10 @@ def test_a_misspelled_arm_under_tuned_is_refused(recipe):
         load(recipe)
 
 
-def test_the_user_s_corpus_replaces_every_text_source(recipe):
-    assert load(recipe, corpus="mine.txt").plan(arm="nca", seed=0).streams["text"].source["path"] == "mine.txt"
+def test_the_user_s_corpus_replaces_every_text_source_and_stands_whole_in_the_plan(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = load(recipe, corpus="mine.txt").plan(arm="nca", seed=0)
+    assert plan.streams["text"].source["path"] == str(tmp_path / "mine.txt")
 
 
 def test_a_plan_survives_its_own_yaml_with_the_same_fingerprint(recipe):

@@ -143,14 +143,14 @@ def test_weights_that_do_not_fit_the_sources_are_refused(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weights": {"a": -1}}, "weights must be 0 or more"),
+        ({"weights": {"a": -1}}, "weights must lie in 0"),
         ({"weights": {"a": 0}}, "one above 0"),
-        ({"weights": {"a": float("nan")}}, "0 or more"),
+        ({"weights": {"a": float("nan")}}, "weights must lie in 0"),
         ({"schedule": [(5, {"a": 1})]}, "begins at 0 tokens"),
         ({"schedule": [(0, {"a": 1})], "weights": {"a": 1}}, "not both"),
-        ({"window": 0}, "window must be"),
-        ({"temperature": 0.0}, "temperature must be positive"),
-        ({"most_epochs": 0.0}, "most_epochs must be positive"),
+        ({"window": 0}, "window must lie in 1"),
+        ({"temperature": 0.0}, "temperature must lie in 0"),
+        ({"most_epochs": 0.0}, "most_epochs must lie in 0"),
     ],
 )
 def test_settings_that_cannot_be_right_are_refused(settings, message):

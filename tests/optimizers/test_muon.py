@@ -158,10 +158,10 @@ def _same_from_here(first, one, second, two):
         ({"momentum": -0.1}, "momentum must lie in 0..1"),
         ({"ns_steps": 0}, "ns_steps must lie in 1..99"),
         ({"ns_steps": 100}, "ns_steps must lie in 1..99"),
-        ({"learning_rate": 0.0}, "learning_rate must lie between"),
+        ({"learning_rate": 0.0}, "learning_rate must lie in"),
         ({"betas": (0.9, 1.0)}, "betas must lie in"),
-        ({"eps": 0.0}, "eps positive"),
-        ({"weight_decay": -1.0}, "weight_decay must be 0 or more"),
+        ({"eps": 0.0}, "eps must lie in"),
+        ({"weight_decay": -1.0}, "weight_decay must lie in 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(setting, said):

@@ -69,7 +69,7 @@ def test_a_corpus_shorter_than_a_row_is_refused():
 
 
 def test_a_row_that_shows_nothing_is_refused():
-    with pytest.raises(ConfigError, match="at least 1, got 0"):
+    with pytest.raises(ConfigError, match=r"seq_len must lie in 1\.\.2\^24, got 0"):
         Concatenate(seq_len=0)
 
 

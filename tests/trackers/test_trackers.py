@@ -55,7 +55,7 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(name, monkeyp
 
 
 def test_wandb_waits_a_positive_time():
-    with pytest.raises(ConfigError, match="wait_seconds must lie above 0, got 0"):
+    with pytest.raises(ConfigError, match=r"wait_seconds must lie in 0\.\.86,400 \(0 excluded\), got 0"):
         trackers.parts.build({"kind": "wandb", "wait_seconds": 0.0})
 
 

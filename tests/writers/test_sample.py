@@ -393,7 +393,7 @@ def test_impossible_settings_are_refused(settings, message):
 
 
 def test_what_cannot_be_written_is_refused():
-    with pytest.raises(ConfigError, match="samples 1 or more"):
+    with pytest.raises(ConfigError, match=r"samples must lie in 1\.\.10\^6, got 0"):
         _writer().write(["1"], new_tokens=1, seed=0, samples=0)
     with pytest.raises(ConfigError, match="cannot continue a text"):
         _writer(model=_model(mask="bidirectional")).write(["1"], new_tokens=1, seed=0)

@@ -3,31 +3,75 @@
 import fcntl
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from seedbed.core.errors import RefusedError
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that a crash at any moment leaves the old content or the new, never a part."""
+def refuse_existing(path: Path, *, empty: bool = False) -> None:
+    """Raise RefusedError if anything goes by this name: a file, a folder (unless an `empty` one will do), a link to nothing."""
+    if os.path.lexists(path) and not (empty and path.is_dir() and not any(path.iterdir())):
+        kind = "a folder" if path.is_dir() else "a file" if path.exists() else "a link to nothing"
+        raise RefusedError(f"{path} exists already ({kind}) and nothing is overwritten; give another name, or remove it")
+
+
+def write_whole(path: Path, content: str | bytes, *, over: bool = True) -> None:
+    """Write a file so that a crash at any moment leaves the old content or the new, never a part. Text is UTF-8.
+
+    Raises RefusedError if it may not be written `over` one that is there.
+    """
+    with whole_file(path, over=over) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_file(path: Path, *, over: bool = True) -> Iterator[IO[bytes]]:
+    """Give a file to write to; on leaving it is synced and renamed to `path`, on an error removed.
+
+    If not `over`, RefusedError is raised when one is there, at the beginning and at the end (another process may have been
+    faster).
+    """
+    if not over:
+        refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = _beside(path)
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)  # the system takes from that what umask says
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+        with os.fdopen(handle, "w+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        if over:
+            os.replace(temporary, path)
+        else:
+            _take_name(temporary, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _take_name(temporary: Path, path: Path) -> None:
+    """Rename a file unless the name is taken."""
+    try:
+        os.link(temporary, path)  # which fails if it is, where a rename would not
+    except FileExistsError:
+        refuse_existing(path)
+        raise
+    except OSError:  # a file system without hard links
+        refuse_existing(path)
+        os.replace(temporary, path)
+    else:
+        temporary.unlink()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -43,20 +87,30 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill; on leaving it is synced and renamed to `path`, on an error removed."""
+def whole_folder(path: Path, *, over: bool = False) -> Iterator[Path]:
+    """Give a temporary folder to fill; on leaving it is synced and renamed to `path`, on an error removed.
+
+    If not `over`, RefusedError is raised when anything but an empty folder goes by the name of `path`, at the beginning and at
+    the end.
+    """
+    if not over:
+        refuse_existing(path, empty=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = _beside(path)
+    temporary.mkdir()
     try:
         yield temporary
         for file in temporary.iterdir():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
         sync_folder(temporary)
-        os.chmod(temporary, 0o755)
-        if path.exists():
+        if over and path.exists():
             shutil.rmtree(path)
-        os.replace(temporary, path)
+        try:
+            os.rename(temporary, path)
+        except OSError:  # another process made it meanwhile
+            refuse_existing(path, empty=True)
+            raise
         sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -72,7 +126,7 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     while True:
-        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

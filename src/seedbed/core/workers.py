@@ -13,6 +13,7 @@ from typing import Any
 
 def worker_pool(workers: int, begin: Callable[..., None], *given: Any) -> ProcessPoolExecutor:
     """Return a pool whose every process first calls `begin(*given)`."""
+    os.environ["PYTHONSAFEPATH"] = "1"  # else a queue.py in the folder that one stands in would be imported in Python's place
     return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(begin, given))
 
 

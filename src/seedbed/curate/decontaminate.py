@@ -21,7 +21,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from seedbed.core.errors import ConfigError
+from seedbed.core.bounds import check_ranges, within
 from seedbed.core.protocols import Neutral
 from seedbed.curate.words import ngram_hashes, word_hashes, words
 
@@ -101,11 +101,10 @@ class Decontaminate:
     """How long a shared run of words must be."""
 
     neutral: ClassVar[Neutral] = "it finds what it is asked for; without an evaluation set it is not asked"
-    ngram: int = 13  # words, 2 or more
+    ngram: int = within(2, 1000, default=13)  # words; 8 finds more and errs more often
 
     def __post_init__(self) -> None:
-        if self.ngram < 2:
-            raise ConfigError(f"ngram must be 2 words or more, got {self.ngram}; 13 is usual, 8 finds more and errs more often")
+        check_ranges(self)
 
     def index(self, texts: Iterable[tuple[str, str]]) -> Contamination:
         """Return what documents are held against, from (name of the evaluation set, text) pairs in any order."""

@@ -7,6 +7,7 @@ models: methods, analysis and insights from training Gopher", appendix A, which 
 from dataclasses import dataclass
 from typing import ClassVar
 
+from seedbed.core.bounds import MOST_BYTES, check_ranges, within
 from seedbed.core.errors import ConfigError
 from seedbed.core.protocols import Neutral
 from seedbed.core.records import Document
@@ -17,18 +18,15 @@ class Length:
     """Bounds, both allowed themselves; by default only empty documents are dropped."""
 
     neutral: ClassVar[Neutral] = {"least_bytes": 0, "most_bytes": None}
-    least_bytes: int = 1  # 0: empty documents stay as well
-    most_bytes: int | None = None  # None: no bound
+    least_bytes: int = within(0, MOST_BYTES, default=1)  # 0: empty documents stay as well
+    most_bytes: int | None = within(1, MOST_BYTES, default=None)  # None: no bound
 
     def __post_init__(self) -> None:
-        if self.least_bytes < 0:
+        check_ranges(self)
+        if self.most_bytes is not None and self.most_bytes < self.least_bytes:
             raise ConfigError(
-                f"least_bytes must be 0 (empty documents stay) or more, got {self.least_bytes}; give 1 or leave it out"
-            )
-        if self.most_bytes is not None and self.most_bytes < max(1, self.least_bytes):
-            raise ConfigError(
-                f"most_bytes must be 1 or more and no less than least_bytes ({self.least_bytes}), got {self.most_bytes}; "
-                "raise it, or leave it out for no bound"
+                f"most_bytes must be no less than least_bytes ({self.least_bytes}), got {self.most_bytes}; raise it, or leave "
+                "it out for no bound"
             )
 
     def __call__(self, document: Document) -> str:

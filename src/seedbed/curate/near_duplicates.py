@@ -26,6 +26,7 @@ from typing import ClassVar
 import numpy as np
 from numba import njit
 
+from seedbed.core.bounds import check_ranges, within
 from seedbed.core.draws import stream
 from seedbed.core.errors import ConfigError
 from seedbed.core.protocols import Neutral
@@ -39,19 +40,18 @@ class NearDuplicates:
     """Settings of the search; more hash functions estimate better, more bands find more and cost more."""
 
     neutral: ClassVar[Neutral] = "even at threshold 1 documents of the same runs are duplicates"
-    threshold: float = 0.8  # estimated share of runs in common from which on a document is dropped, above 0 to 1
-    ngram: int = 5  # words in a run
-    permutations: int = 128  # hash functions
-    bands: int = 16
+    threshold: float = within(
+        0, 1, default=0.8, above=True
+    )  # estimated share of runs in common from which on a document is dropped
+    ngram: int = within(1, 1000, default=5)  # words in a run
+    permutations: int = within(1, 4096, default=128)  # hash functions
+    bands: int = within(1, 4096, default=16)
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
-            raise ConfigError(f"threshold must lie above 0 and be 1 at most (a share of runs in common), got {self.threshold}")
-        if self.ngram < 1:
-            raise ConfigError(f"ngram must be 1 word or more, got {self.ngram}; 5 is usual")
-        if self.bands < 1 or self.permutations < 1 or self.permutations % self.bands:
+        check_ranges(self)
+        if self.permutations % self.bands:
             raise ConfigError(
-                f"permutations must be a multiple of bands and both 1 or more, so that all bands are of one size; "
+                f"permutations must be a multiple of bands, so that all bands are of one size; "
                 f"got {self.permutations} and {self.bands}, give for example 128 and 16"
             )
 

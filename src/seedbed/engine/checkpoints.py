@@ -48,7 +48,7 @@ def pack(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str,
 
 def write(folder: Path, packed: Packed) -> None:
     """Write a checkpoint; a crash on the way leaves nothing that looks like one."""
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder, over=True) as temporary:
         for name, raw in packed.files.items():
             (temporary / name).write_bytes(raw)
         write_state(temporary, packed.content, hashes={name: sha256(raw).hexdigest() for name, raw in packed.files.items()})
@@ -61,7 +61,7 @@ def content_of(state: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str
 
 def write_state(folder: Path, content: Mapping[str, Any], *, hashes: Mapping[str, str]) -> None:
     said = {**content, "sha256": hashes}
-    (folder / "state.json").write_text(json.dumps({**said, "self": _own_hash(said)}, indent=1))
+    (folder / "state.json").write_text(json.dumps({**said, "self": _own_hash(said)}, indent=1), encoding="utf-8")
 
 
 def _own_hash(content: Mapping[str, Any]) -> str:
@@ -73,7 +73,7 @@ def _own_hash(content: Mapping[str, Any]) -> str:
 def read_state(folder: Path) -> dict[str, Any]:
     """Return state.json. Raises DataError if it is missing, broken or altered, RefusedError if it is of another format."""
     try:
-        state = json.loads((folder / "state.json").read_text())
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (*_GONE, ValueError) as e:
         raise DataError(f"the checkpoint {folder} cannot be read: {e}; {_REMEDY}") from None
     if not isinstance(state, dict) or not isinstance(state.get("format"), int):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seedbed.core.errors import ConfigError
 from seedbed.core.records import Batch
+from seedbed.core.variables import among_ranks, number_of
 from seedbed.engine.ranks import Ranks
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -40,7 +41,7 @@ class Machine:
 def available_threads() -> int:
     """Return how many processors this process may use; ranks on one machine share them out."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, here // (number_of("LOCAL_WORLD_SIZE", default=1) if among_ranks() else 1))
 
 
 def settled_device(device: str) -> str:
@@ -104,7 +105,7 @@ def prepare_machine(
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     ranks = ranks or Ranks()
     if device == "cuda" and ranks.size > 1:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(number_of("LOCAL_RANK", default=ranks.rank))
     return Machine(
         device=torch.device(device),
         bfloat16=fast,

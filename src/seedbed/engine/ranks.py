@@ -4,7 +4,6 @@ They are started by `torchrun --nproc-per-node N -m seedbed run ...`; without it
 Only the first rank measures, writes and speaks.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from seedbed.core.errors import StoppedRunError
+from seedbed.core.variables import among_ranks
 
 _GONE = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")  # plain RuntimeErrors of a lost rank
 PATIENCE = timedelta(hours=6)  # the others wait while the first evaluates
@@ -78,17 +78,17 @@ def together() -> Iterator[None]:
     except RuntimeError as e:
         if not (isinstance(e, dist.DistError) or any(sign in str(e) for sign in _GONE)):
             raise
+        why = (str(e).splitlines() or [type(e).__name__])[0]
         raise StoppedRunError(
-            f"another rank of this run ended ({str(e).splitlines()[0]}); the last checkpoint is whole: start the ranks "
+            f"another rank of this run ended ({why}); the last checkpoint is whole: start the ranks "
             "anew with `seedbed resume` to go on from it"
         ) from None
 
 
 def join_ranks() -> Ranks:
     """Return this process's place among those that torchrun started; alone without it."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if not among_ranks():
         return Ranks()
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    return Ranks(rank=dist.get_rank(), size=size)
+    return Ranks(rank=dist.get_rank(), size=dist.get_world_size())

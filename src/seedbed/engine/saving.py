@@ -67,7 +67,7 @@ class Saver:
         from torch.distributed.checkpoint.state_dict_saver import save
 
         with ExitStack() as stack:
-            box = [str(stack.enter_context(whole_folder(folder))) if self._ranks.first else ""]
+            box = [str(stack.enter_context(whole_folder(folder, over=True))) if self._ranks.first else ""]
             dist.broadcast_object_list(box, src=0, group=self._group)
             temporary = Path(box[0])
             save(

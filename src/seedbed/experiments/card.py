@@ -1,21 +1,19 @@
 """The card (README.md) of an exported model: how to open it, what it cost, what was measured, what a study decided of it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from seedbed import sources
 from seedbed.core.errors import DataError
-from seedbed.core.protocols import Prepared
+from seedbed.core.json_files import read_object
 from seedbed.experiments.comparison import FILE as COMPARISON
 from seedbed.experiments.comparison import sentence
 from seedbed.experiments.recipe import RunPlan, read_plan
 from seedbed.experiments.statistics import Contrast
 
 
-def card(run: Path, record: Mapping[str, Any]) -> str:
+def card(run: Path, record: Mapping[str, Any], *, licences: Mapping[str, str]) -> str:
     """README.md: how to open it, what it is, what it cost, what is known of it and how exact it is."""
     plan, stock = read_plan(run), record["format"] == "hf"
     title = f"{plan.name}, arm {plan.arm}, seed {plan.seed}"
@@ -23,7 +21,7 @@ def card(run: Path, record: Mapping[str, Any]) -> str:
     about = " ".join(filter(None, (plan.title, plan.paper and f"Paper: {plan.paper}")))
     sections = {
         "Open it": _opening(record, stock=stock),
-        "Trained on": _data_lines(plan, record),
+        "Trained on": _data_lines(plan, record, licences),
         "Spent": _ledger_lines(record["ledger"]),
         "Measured": _test_lines(record),
         "Verdict": _verdict(run, plan.arm),
@@ -61,7 +59,7 @@ def _opening(record: Mapping[str, Any], *, stock: bool) -> str:
     )
 
 
-def _data_lines(plan: RunPlan, record: Mapping[str, Any]) -> str:
+def _data_lines(plan: RunPlan, record: Mapping[str, Any], licences: Mapping[str, str]) -> str:
     lines = []
     for stage in plan.stages:
         spec, shown = plan.streams[stage.stream], record["ledger"].get(stage.name, {}).get("tokens", {})
@@ -69,10 +67,8 @@ def _data_lines(plan: RunPlan, record: Mapping[str, Any]) -> str:
         taken = f"; weights from {stage.weights.from_}" if stage.weights else ""
         print_ = record["data"].get(stage.stream, "unknown")
         lines.append(f"- stage {stage.name}: {what}; stream {stage.stream}, data {print_}{taken}")
-        for name, part in spec.named_sources.items():
-            source = sources.parts.build(part, shared={"seq_len": spec.seq_len})
-            licence = getattr(source, "manifest", {}).get("licence") if isinstance(source, Prepared) else None
-            lines += [f"  - licence of {name}, as noted when it was prepared: {licence}"] if licence else []
+        noted = [name for name in spec.named_sources if name in licences]
+        lines += [f"  - licence of {name}, as noted when it was prepared: {licences[name]}" for name in noted]
     return "\n".join(lines)
 
 
@@ -103,8 +99,8 @@ def _verdict(run: Path, arm: str) -> str:
     file = study / COMPARISON
     if not file.is_file():
         return "The study that this run belongs to has not ended: nothing is decided."
+    data = read_object(file, advice=f"write it again with `seedbed resume {study}`")
     try:
-        data = json.loads(file.read_text())
         names = {f.name for f in fields(Contrast)}
         all_ = [Contrast(**{k: v for k, v in c.items() if k in names}) for c in data["contrasts"]]
         mine = [c for c in all_ if arm in (c.arm, c.reference)]

@@ -34,7 +34,7 @@ def recipes() -> list[dict[str, str]]:
     found = []
     for name, path in shipped().items():
         loaded = load(name)
-        header = [line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#")]
+        header = [line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
         found.append({"name": name, "title": loaded.recipe.title, "paper": loaded.recipe.paper, "header": "\n".join(header)})
     return found
 

@@ -15,10 +15,11 @@ from seedbed.engine.ranks import join_ranks
 from seedbed.evaluate.bits_per_byte import BitsPerByte, summary
 from seedbed.experiments.assemble import build_model, check_parts
 from seedbed.experiments.borders import check_givers
+from seedbed.experiments.carried import Reader, reader_of
 from seedbed.experiments.comparison import Comparison
 from seedbed.experiments.feedback import FILE, append
 from seedbed.experiments.readings import check_held_out
-from seedbed.experiments.recipe import RunPlan, find, load, read_plan
+from seedbed.experiments.recipe import RunPlan, load, read_plan, recipe_text_of
 from seedbed.experiments.run import RunResult, Sitting, create, execute, finished
 from seedbed.experiments.streams import build_stream
 from seedbed.experiments.study import RunStatus, resume_study
@@ -65,7 +66,7 @@ def run(
         if any(stage.stream == name for stage in plan.stages):
             check_held_out(plan, build_stream(name, spec))  # missing or bad data is found before a folder is made
     folder = Path(out) if out else Path("runs") / plan.name / plan.arm / f"seed-{plan.seed}"
-    create(plan, folder, recipe_text=find(str(recipe)).read_text())
+    create(plan, folder, recipe_text=recipe_text_of(recipe))
     return execute(folder, say=say, sitting=Sitting(track=tuple(track)))
 
 
@@ -129,12 +130,19 @@ def change_weights(folder: Path, weights: Mapping[str, Mapping[str, float]]) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A run's model, ready to use, with its tokenizer."""
+    """A run's model, ready to use, with what it is read with."""
 
     plan: RunPlan
     model: Any
-    tokenizer: Tokenizer
-    seq_len: int
+    reader: Reader
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.reader.tokenizer
+
+    @property
+    def seq_len(self) -> int:
+        return self.reader.seq_len
 
 
 def open_run(folder: str | Path, *, device: str = "auto") -> Trained:
@@ -146,14 +154,11 @@ def open_run(folder: str | Path, *, device: str = "auto") -> Trained:
         raise DataError(f"{folder} has no checkpoint yet; let it run on with `seedbed resume {folder}`")
     if read_state(checkpoint)["counters"]["stage"] < len(plan.stages) - 1:
         raise DataError(f"{folder} has not reached its last stage yet; let it run on with `seedbed resume {folder}`")
-    stage = plan.stages[-1]
-    stream = build_stream(stage.stream, plan.streams[stage.stream])
-    if stream.tokenizer is None:
-        raise ConfigError(f"the last stage of {folder} was not trained on text, so it has no tokenizer to read with")
-    model = build_model(plan, vocab_size=stream.stream.vocab_size)
+    reader = reader_of(folder, plan)
+    model = build_model(plan, vocab_size=reader.vocab_size)
     machine = prepare_machine(device=device, precision="float32", threads=plan.threads, width=0)
     load_checkpoint(checkpoint, model=model)
-    return Trained(plan=plan, model=model.to(machine.device).eval(), tokenizer=stream.tokenizer, seq_len=stream.stream.seq_len)
+    return Trained(plan=plan, model=model.to(machine.device).eval(), reader=reader)
 
 
 def evaluate_text(folder: str | Path, text: str, *, device: str = "auto", stride: int | None = None) -> dict[str, float]:

@@ -14,13 +14,15 @@ from typing import Any
 
 from seedbed.core.durable import write_json
 from seedbed.core.errors import DataError, RefusedError
-from seedbed.core.records import Item
+from seedbed.core.json_files import read_object
+from seedbed.core.run_record import RUNS, RunRecord
 from seedbed.evaluate.bits_per_byte import summary
 from seedbed.experiments.recipe import read_plan
 from seedbed.experiments.run import finished
 from seedbed.experiments.statistics import Contrast, contrast, judged
 
 FILE = "comparison.json"
+_ADVICE = "put it back, or start the study again with another --out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +77,14 @@ def read_design(folder: Path) -> Design:
     file = folder / "study.json"
     if not file.is_file():
         raise DataError(f"{folder} is not a study folder: it has no study.json; give the folder that `seedbed compare` wrote")
+    raw = read_object(file, advice=_ADVICE)
     try:
-        raw = json.loads(file.read_text())
         for name in ("arms", "seeds", "looks", "tuning_records", "tuned_by_search"):
             raw[name] = tuple(raw[name])
         raw["contrasts"] = tuple((a, b) for a, b in raw["contrasts"])
         return Design(**raw)
     except (ValueError, TypeError, KeyError) as e:
-        raise DataError(f"{file} is broken: {e}") from None
+        raise DataError(f"{file} is broken: {e}; {_ADVICE}") from None
 
 
 def compared(folder: Path, *, write: bool = True) -> Comparison:
@@ -154,10 +156,7 @@ def check_comparison(folder: str | Path) -> list[str]:
     file = Path(folder) / FILE
     if not file.is_file():
         raise DataError(f"{folder} has no {FILE}; give the folder of a finished study")
-    try:
-        written = json.loads(file.read_text())
-    except ValueError as e:
-        raise DataError(f"{file} is broken: {e}") from None
+    written = read_object(file, advice=f"write it again with `seedbed resume {folder}`")
     derived = json.loads(json.dumps(compared(Path(folder), write=False).data))
     derived["looks"] = written.get("looks")  # when a verdict was read is history, not a derived number
     return [*_run_differences(Path(folder)), *_differences(written, derived, at="")]
@@ -169,12 +168,13 @@ def _run_differences(folder: Path) -> list[str]:
     for arm in (design.control, *design.arms):
         for seed in design.seeds:
             run = folder / arm / f"seed-{seed}"
-            final = finished(run) or {}
+            record = RunRecord(run)
+            final = record.final() or {}
             if read_plan(run).model_copy(update={"seed": 0}).fingerprint() != design.plans[arm]:
                 found.append(f"{arm}/seed-{seed}: resolved.yaml is not the plan that the study fixed")
             if final.get("status") != "done":
                 continue
-            items = [Item(**json.loads(line)) for line in (run / "items.jsonl").read_text().splitlines()]
+            items = record.items()
             main = [i for i in items if i.group == final.get("main", i.group)]
             found += _differences(final["test"], summary(main), at=f"{arm}/seed-{seed}.test")
             for name, numbers in final.get("held_out", {}).items():
@@ -182,8 +182,7 @@ def _run_differences(folder: Path) -> list[str]:
                     numbers, summary([i for i in items if i.group == name]), at=f"{arm}/seed-{seed}.held_out.{name}"
                 )
             shown = {s: sum(lines["tokens"].values()) for s, lines in final["ledger"].items()}
-            metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-            found += _differences(shown, {x["stage"]: x["tokens"] for x in metrics}, at=f"{arm}/seed-{seed}.tokens")
+            found += _differences(shown, {x["stage"]: x["tokens"] for x in record.metrics()}, at=f"{arm}/seed-{seed}.tokens")
     return found
 
 
@@ -234,7 +233,7 @@ def tokens_to_reach(curve: Sequence[tuple[int, float]], target: float) -> float 
 
 def valid_curve(run: Path, stage: str) -> list[tuple[int, float]]:
     """Return (tokens of the stage, validation loss in nats) at every evaluation."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = RunRecord(run).metrics()
     return [(x["tokens"], x["valid_loss_nats"]) for x in lines if x["stage"] == stage and "valid_loss_nats" in x]
 
 
@@ -413,7 +412,7 @@ def _stage0(finals: Mapping[str, Mapping[int, dict[str, Any]]]) -> dict[str, dic
 def _looks(folder: Path, design: Design) -> list[dict[str, Any]]:
     """Earlier looks, then this one, if it is new."""
     file = folder / FILE
-    before = json.loads(file.read_text()).get("looks", []) if file.is_file() else []
+    before = read_object(file, advice=_ADVICE).get("looks", []) if file.is_file() else []
     now = {"seeds": len(design.seeds), "declared": list(design.looks)}
     return before if before and before[-1] == now else [*before, now]
 
@@ -435,7 +434,7 @@ def refuse_late_seeds(folder: Path, design: Design, wanted: Sequence[int]) -> No
 
 def _results_seen(folder: Path) -> bool:
     """Whether any run of the study has ended: from then on its numbers can have been looked at."""
-    return any(folder.glob("*/seed-*/final.json"))
+    return (folder / RUNS).is_file() or any(folder.glob("*/seed-*/final.json"))
 
 
 def _mean_ledger(finals: Mapping[int, dict[str, Any]]) -> dict[str, Any]:

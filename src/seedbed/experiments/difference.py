@@ -10,13 +10,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from seedbed.core.config import read_yaml
+from seedbed.core.config import parse_yaml
 from seedbed.core.errors import DataError
+from seedbed.core.json_files import read_object
+from seedbed.core.run_record import PLAN, RunRecord, runs_of
 from seedbed.engine.checkpoints import latest, weights_fingerprint
-from seedbed.experiments.journal import read_lines
 from seedbed.experiments.recipe import WHERE
 
 _SPENT = ("positions", "flops_run", "flops_ideal")  # of a ledger's lines; seconds differ between any two runs
+_ADVICE = "resume that run, or compare another"
 _LONGEST = 60  # characters of a value on the screen
 
 
@@ -116,12 +118,12 @@ class _Run:
     def __init__(self, folder: Path) -> None:
         _check_run(folder)
         self.folder = folder
-        self.plan = read_yaml(folder / "resolved.yaml")
-        self.final = _json(folder / "final.json")
-        self.env = _json(folder / "env.json")
+        record = RunRecord(folder)
+        self.plan = parse_yaml(record.plan_text(), name=str(folder / PLAN))
+        self.final, self.env = record.final(), record.environment()
         self.checkpoint = latest(folder / "checkpoints")
-        self.state = _json(self.checkpoint / "state.json") if self.checkpoint else None
-        self.losses = {line["run_step"]: line["loss_nats"] for line in read_lines(folder / "metrics.jsonl")}
+        self.state = read_object(self.checkpoint / "state.json", advice=_ADVICE) if self.checkpoint else None
+        self.losses = {line["run_step"]: line["loss_nats"] for line in record.metrics()}
 
     def status(self) -> str:
         if self.final is None:
@@ -177,20 +179,9 @@ class _Run:
 
 def _check_run(folder: Path) -> None:
     if (folder / "study.json").is_file():
-        runs = sorted(p.parent for p in folder.glob("*/seed-*/resolved.yaml"))
+        runs = runs_of(folder)
         such = f", such as {runs[0]}" if runs else ""
         raise DataError(f"{folder} is a study folder, and two runs are compared here; give one of its runs{such}")
-    if not (folder / "resolved.yaml").is_file():
-        raise DataError(f"{folder} is not a run folder: it has no resolved.yaml; give the folder that `seedbed run` wrote")
-
-
-def _json(file: Path) -> dict[str, Any] | None:
-    if not file.is_file():
-        return None
-    try:
-        return json.loads(file.read_text())
-    except ValueError as e:
-        raise DataError(f"{file} is broken: {e}; resume that run, or compare another") from None
 
 
 def _flat(tree: Mapping[str, Any], under: str = "") -> dict[str, Any]:

@@ -59,7 +59,7 @@ def append(file: Path, stream: str, measurement: Measurement) -> None:
     """Add a line, on disk when this returns; a line that a kill cut off before it is removed."""
     if file.is_file() and file.read_bytes()[-1:] not in (b"\n", b""):
         write_whole(file, "".join(_line(of, m) for of, m in read_feedback(file.parent)))
-    with file.open("a") as opened:
+    with file.open("a", encoding="utf-8") as opened:
         opened.write(_line(stream, measurement))
         opened.flush()
         os.fsync(opened.fileno())
@@ -71,7 +71,7 @@ def read_feedback(folder: Path) -> list[tuple[str, Measurement]]:
     if not file.is_file():
         return []
     found = []
-    for number, line in enumerate(file.read_text().splitlines(keepends=True), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(keepends=True), 1):
         try:
             facts = json.loads(line)
             found.append((facts.pop("stream"), Measurement(**facts)))

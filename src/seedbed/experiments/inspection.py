@@ -13,11 +13,10 @@ import torch
 
 from seedbed.core.errors import ConfigError, DataError
 from seedbed.core.records import Draw, Row
+from seedbed.core.run_record import RunRecord
 from seedbed.experiments.assemble import build_model, steps_of
 from seedbed.experiments.feedback import read_feedback
-from seedbed.experiments.journal import read_lines
 from seedbed.experiments.recipe import RunPlan, load, read_plan
-from seedbed.experiments.run import finished
 from seedbed.experiments.streams import BuiltStream, build_stream
 
 
@@ -63,9 +62,7 @@ def inspect(target: str | Path, *, step: int, arm: str | None = None, seed: int 
 
     Raises ConfigError for a step that the run does not have, DataError if it follows feedback that is not recorded.
     """
-    if Path(target).is_dir():
-        if not (Path(target) / "resolved.yaml").is_file():
-            raise DataError(f"{target} is not a run folder: it has no resolved.yaml; give a run folder or a recipe")
+    if Path(target).is_dir() or RunRecord(Path(target)).is_packed:
         shown = inspect_plan(read_plan(Path(target)), step=step, folder=Path(target))
         return replace(shown, **_recorded(Path(target), step))
     loaded = load(target, **settings)
@@ -74,8 +71,9 @@ def inspect(target: str | Path, *, step: int, arm: str | None = None, seed: int 
 
 def _recorded(folder: Path, step: int) -> dict[str, Any]:
     """What a run folder says of a step: its numbers, and its failure if the run failed there."""
-    numbers = next((line for line in read_lines(folder / "metrics.jsonl") if line["run_step"] == step), {})
-    final = finished(folder) or {}
+    run = RunRecord(folder)
+    numbers = next((line for line in run.metrics() if line["run_step"] == step), {})
+    final = run.final() or {}
     return {"numbers": numbers, "failure": final.get("error", "") if final.get("run_step") == step else ""}
 
 

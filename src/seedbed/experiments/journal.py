@@ -8,14 +8,15 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
 from seedbed.core.durable import write_whole
-from seedbed.core.errors import DataError
+from seedbed.core.run_record import RunRecord
+from seedbed.core.speaking import heard_or_not
 
 _BEFORE = 64  # steps of the stage that a step is held against
 _AT_LEAST = 16
@@ -36,14 +37,14 @@ class Metrics:
         self.spikes: list[dict[str, Any]] = []
         self._before: deque[dict[str, Any]] = deque(maxlen=_BEFORE)
         self._times: dict[str, list[float]] = {}  # of a stage: seconds that its steps waited for rows, and took
-        for line in read_lines(path) if keep else ():
+        for line in RunRecord(path.parent).metrics() if keep else ():
             lines.append(json.dumps(line) + "\n")
             self._remember(line)
             if line["run_step"] >= keep:
                 break  # what comes then may be in pieces
         write_whole(path, "".join(lines))
-        self._file = path.open("a")
-        self._say, self._follow, self._last_said = say, follow, 0.0
+        self._file = path.open("a", encoding="utf-8")
+        self._say, self._follow, self._last_said = heard_or_not(say), follow, 0.0
 
     def __call__(self, line: dict[str, Any]) -> None:
         line = line | self._leaps(line)
@@ -102,35 +103,18 @@ class Metrics:
             self.spikes.append({name: line[name] for name in ("stage", "run_step", "loss_nats", "gradient_norm", "spikes")})
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Give the lines of a metrics.jsonl; a last one that is still being written, or that a kill cut off, is left out.
-
-    Raises DataError for a line that cannot be read.
-    """
-    if not path.is_file():
-        return
-    with path.open() as opened:
-        for number, text in enumerate(opened, start=1):
-            if text.endswith("\n"):
-                try:
-                    yield json.loads(text)
-                except ValueError as e:
-                    raise DataError(f"{path} is broken at line {number}: {e}; put it back, or take that line out") from None
-
-
 class Log:
     """log.txt and the screen, line by line."""
 
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        self._path, self._say = path, say
+        self._path, self._say = path, heard_or_not(say)
 
     def __enter__(self) -> Callable[[str], None]:
-        self._file = self._path.open("a")
+        self._file = self._path.open("a", encoding="utf-8", errors="backslashreplace")
         return self._write
 
     def _write(self, line: str) -> None:
-        with suppress(BrokenPipeError):  # whoever read along has gone; the run goes on
-            self._say(line)
+        self._say(line)
         with suppress(OSError):
             self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
             self._file.flush()

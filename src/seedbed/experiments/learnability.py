@@ -4,7 +4,6 @@ Every setting of the recipe's `map:` block is one run of the automaton stage alo
 Writes map.json, map.md (a table) and figures/learnability.svg. It chooses settings; it says nothing about text.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from seedbed.core.config import set_path
 from seedbed.core.durable import write_json, write_whole
 from seedbed.core.errors import ConfigError
+from seedbed.core.run_record import RunRecord
 from seedbed.engine.precision import available_threads
 from seedbed.experiments.assemble import check_parts
 from seedbed.experiments.environment import commit, processor
@@ -129,7 +129,7 @@ def _measured(run: Path, plan: RunPlan, final: Mapping[str, Any]) -> dict[str, A
     r = final["stage0"][stage]
     spec = next(s for s in plan.stages if s.name == stage)
     source = build_stream(spec.stream, plan.streams[spec.stream]).source
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = list(RunRecord(run).metrics())
     below = [(x["tokens"], r["best_floor_nats"] - x["valid_loss_nats"]) for x in lines if "valid_loss_nats" in x]
     best = min(r["floors_nats"], key=lambda k: r["floors_nats"][k])
     done = r["completion"]

@@ -18,7 +18,7 @@ def memory_bytes() -> float | None:
         found.append(float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
     for limit in _group_limits():
         with suppress(ValueError, OSError):  # "max", or no such file
-            found.append(float(limit.read_text()))
+            found.append(float(limit.read_text(encoding="ascii")))
     most = resource.getrlimit(resource.RLIMIT_AS)[0]
     if most != resource.RLIM_INFINITY:
         found.append(float(most))
@@ -28,7 +28,7 @@ def memory_bytes() -> float | None:
 def _group_limits() -> Iterator[Path]:
     """Give the files that may limit this process's memory: of its control group and those around it."""
     with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines():
             _, kinds, path = line.split(":", 2)
             if kinds and "memory" not in kinds.split(","):
                 continue
@@ -46,6 +46,6 @@ def resident_bytes() -> float:
     """Return what this process has in memory now: program, libraries, data."""
     gc.collect()
     try:
-        return float(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+        return float(int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE"))
     except (OSError, ValueError):  # not Linux: the most there ever was
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))

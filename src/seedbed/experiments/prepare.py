@@ -26,10 +26,13 @@ from typing import Any, Literal
 import numpy as np
 
 from seedbed import __version__, tokenizers
+from seedbed.core.bounds import MOST_BYTES, MOST_WORKERS, Range, check_range, check_ranges, within
 from seedbed.core.durable import locked, sync_folder, whole_folder, write_json, write_whole
 from seedbed.core.errors import ConfigError, DataError, RefusedError, RunFailedError
+from seedbed.core.json_files import read_json, read_object
 from seedbed.core.protocols import Tokenizer
 from seedbed.core.records import Document
+from seedbed.core.speaking import heard_or_not
 from seedbed.core.workers import worker_pool
 from seedbed.curate.decontaminate import Contamination, Decontaminate
 from seedbed.curate.length import Length
@@ -55,6 +58,7 @@ from seedbed.sources.shards import (
 from seedbed.sources.text import sections, side
 
 WORK = ".work"
+WORKERS = Range(1, MOST_WORKERS)
 UNIT_BYTES = 2**23  # small files go together up to this size; a larger plain .jsonl is cut into ranges of about this size
 _BATCH_BYTES, _BATCH_DOCUMENTS = 2**20, 1024  # tokenized at one time
 _BLOCK_TOKENS = 2**22  # copied at one time while sealing
@@ -71,35 +75,32 @@ class Preparation:
     on_error: Literal["stop", "skip"] = "stop"
     text_key: str = "text"
     meta: Mapping[str, str] | None = None  # what is kept under another name: {"language": "lang"}
-    section_bytes: int = 0  # longer documents are cut at empty lines; all sections of one stand on one side
-    valid_share: float = 0.01
-    test_share: float = 0.01
+    section_bytes: int = within(0, MOST_BYTES, default=0)  # longer documents are cut at empty lines; all stand on one side
+    valid_share: float = within(0, 1, default=0.01, below=True)
+    test_share: float = within(0, 1, default=0.01, below=True)
     duplicates: Literal["keep", "exact", "near"] = "exact"  # what of them is left out
-    threshold: float = 0.8  # estimated Jaccard similarity from which documents are near duplicates
+    threshold: float = within(
+        0, 1, default=0.8, above=True
+    )  # estimated Jaccard similarity from which documents are near duplicates
     against: tuple[str, ...] = ()  # other corpora, prepared folders or text: what they hold is left out here
     decontaminate: tuple[str, ...] = ()  # evaluation sets: what shares 13 words in a row with them is left out
-    least_bytes: int = 1
-    most_bytes: int | None = None
-    document_bytes: int = 2**26  # a longer document is bad input
-    file_bytes: int = 2**36  # a file that unpacks to more is bad input
-    shard_tokens: int = 2**27
+    least_bytes: int = within(0, MOST_BYTES, default=1)
+    most_bytes: int | None = within(1, MOST_BYTES, default=None)
+    document_bytes: int = within(1, MOST_BYTES, default=2**26)  # a longer document is bad input
+    file_bytes: int = within(1, MOST_BYTES, default=2**36)  # a file that unpacks to more is bad input
+    shard_tokens: int = within(1, 2**40, default=2**27)
     licence: str = ""  # noted in the manifest
 
     def __post_init__(self) -> None:
-        if not (self.valid_share >= 0 and self.test_share >= 0 and self.valid_share + self.test_share < 1):
+        check_ranges(self)
+        if self.valid_share + self.test_share >= 1:
             raise ConfigError(
-                "valid_share and test_share must be 0 or more and leave something to train on; got "
-                f"{self.valid_share} and {self.test_share}"
+                f"valid_share and test_share must leave something to train on; got {self.valid_share} and {self.test_share}"
             )
         if self.on_error not in ("stop", "skip"):
             raise ConfigError(f"on_error must be stop or skip, got {self.on_error!r}")
         if self.duplicates not in ("keep", "exact", "near"):
             raise ConfigError(f"duplicates must be keep, exact or near, got {self.duplicates!r}")
-        for name in ("document_bytes", "file_bytes", "shard_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.section_bytes < 0:
-            raise ConfigError(f"section_bytes must be 0 (whole documents) or more, got {self.section_bytes}")
         if self.against and self.duplicates == "keep":
             raise ConfigError(
                 "against takes duplicates out, and duplicates is keep; set it to exact or near, or leave against out"
@@ -190,8 +191,8 @@ def prepare(
     Raises DataError for input that cannot be read (`on_error="stop"`), RefusedError if `out` holds a finished preparation or
     the beginnings of another one, RunFailedError if a worker was killed; what was done is kept, the same call goes on.
     """
-    if workers < 1:
-        raise ConfigError(f"workers must be at least 1, got {workers}")
+    check_range("workers", workers, WORKERS)
+    say = heard_or_not(say)
     preparation = Preparation(paths=tuple(map(str, paths)), **settings)
     folder = Path(out)
     if (folder / MANIFEST).exists():
@@ -285,7 +286,7 @@ def begin(folder: Path, work: Work) -> None:
     note = folder / WORK / "plan.json"
     facts = {"fingerprint": work.fingerprint(), "units": len(work.units)}
     if note.is_file():
-        if json.loads(note.read_text()) != facts:
+        if read_json(note, advice=f"remove {folder}, or give another --out") != facts:
             raise RefusedError(
                 f"{folder} holds the beginnings of another preparation, or the input changed since; remove "
                 "it, or give another --out"
@@ -373,7 +374,7 @@ def make_unit(folder: Path, work: Work, number: int) -> None:
                 files.append({"name": piece.name, "size": piece.size, "documents": writer.documents - before})
         entry = writer.close()
         facts = {"entry": entry, "dropped": dropped, "files": files, "checked": checked, "lossless": lossless}
-        (place / "facts.json").write_text(json.dumps(facts))
+        (place / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 def _encoded(
@@ -467,7 +468,7 @@ def seal(folder: Path, work: Work, *, say: Callable[[str], None]) -> Prepared:
     p, tokenizer = work.preparation, work.preparation.build_tokenizer()
     dtype = token_dtype(tokenizer.vocab_size)
     places = [unit_folder(folder, n) for n in range(len(work.units))]
-    facts = [json.loads((place / "facts.json").read_text()) for place in places]
+    facts = [read_object(place / "facts.json", advice=f"remove {place} and run the same command again") for place in places]
     reasons = _duplicates(folder, work, places)
     dropped = Counter(d["reason"] for f in facts for d in f["dropped"])
     final = folder / WORK / "shards"

@@ -6,6 +6,7 @@ names the same setting, it wins).
 
 import copy
 import json
+import re
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from importlib import resources
@@ -14,11 +15,26 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from seedbed.core.config import Count, dump_yaml, merged, read_yaml, set_path
+from seedbed import sources, tokenizers
+from seedbed.core.bounds import LARGEST_SEED, LONGEST_ROW, MOST_BYTES, MOST_ROWS, MOST_THREADS, MOST_WORKERS
+from seedbed.core.config import Count, dump_yaml, merged, parse_yaml, read_yaml, set_path
 from seedbed.core.errors import ConfigError, DataError, nearest
-from seedbed.core.registry import as_json, explain
+from seedbed.core.json_files import read_text
+from seedbed.core.places import places_of, whole
+from seedbed.core.registry import Registry, as_json, explain
+from seedbed.core.run_record import PLAN, RunRecord
 
 Part = str | dict[str, Any]
+Steps = Annotated[Count, Field(ge=1, le=10**12)]
+Tokens = Annotated[Count, Field(ge=1, le=10**18)]
+Bytes = Annotated[Count, Field(ge=1, le=MOST_BYTES)]
+Flops = Annotated[float, Field(gt=0, le=1e30)]
+Rows = Annotated[int, Field(ge=1, le=MOST_ROWS)]
+RowLength = Annotated[int, Field(ge=1, le=LONGEST_ROW)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+Std = Annotated[float, Field(gt=0, le=1e20)]
+MOST_SEEDS = 10_000
+Kept = Annotated[int, Field(ge=1, le=10**6)]
 RUN, HF = "run:", "hf:"  # what `weights.from` may begin with, beside an earlier stage's name
 
 
@@ -29,10 +45,10 @@ class _Strict(BaseModel):
 class Budget(_Strict):
     """How long a stage is, in one currency; it becomes a number of steps before the stage starts."""
 
-    steps: Count | None = None
-    tokens: Count | None = None
-    flops_run: float | None = None
-    flops_ideal: float | None = None
+    steps: Steps | None = None
+    tokens: Tokens | None = None
+    flops_run: Flops | None = None
+    flops_ideal: Flops | None = None
 
     @model_validator(mode="after")
     def _one(self) -> "Budget":
@@ -41,8 +57,6 @@ class Budget(_Strict):
             raise ValueError(
                 f"a budget names one currency of steps, tokens, flops_run, flops_ideal; got {sorted(given) or 'none'}"
             )
-        if next(iter(given.values())) <= 0:
-            raise ValueError("a budget must be positive")
         return self
 
     @property
@@ -59,8 +73,8 @@ class StreamSpec(_Strict):
     packing: Part = "concatenate"
     mixture: Part = "epochs"
     views: list[Part] = ["next_token"]
-    seq_len: int = Field(ge=1)
-    batch_size: int = Field(ge=1)  # rows a step
+    seq_len: RowLength
+    batch_size: Rows  # a step
 
     @model_validator(mode="after")
     def _one_or_several(self) -> "StreamSpec":
@@ -99,16 +113,14 @@ class StageSpec(_Strict):
     schedule: Part = "cosine"
     weights: WeightsSpec | None = None
     carry: list[Literal["weights", "moments", "clock"]] = ["weights"]  # what of the giver arrives
-    embedding_std: Annotated[float, Field(gt=0)] | Literal["trained"] | None = (
-        None  # of a fresh embedding; "trained": the old embedding's own
-    )
+    embedding_std: Std | Literal["trained"] | None = None  # of a fresh embedding; "trained": the old embedding's own
     body_stream: str | None = None  # another random stream for the body's initial weights (A/A studies)
     frozen: list[str] = []
-    clip_norm: float | None = Field(default=1.0, gt=0)
-    micro_batch_size: int | None = Field(default=None, ge=1)
-    evaluations: int = Field(default=10, ge=1)  # evenly spaced over the stage, the last at its last step
-    evaluate_at: list[Count] = []  # further steps of the stage at which held-out text is read
-    floor_rows: int = Field(default=128, ge=1)  # held-out rows on which an automaton stage is held against its floors
+    clip_norm: float | None = Field(default=1.0, gt=0, le=1e12)
+    micro_batch_size: Rows | None = None
+    evaluations: int = Field(default=10, ge=1, le=10**6)  # evenly spaced over the stage, the last at its last step
+    evaluate_at: list[Steps] = []  # further steps of the stage at which held-out text is read
+    floor_rows: int = Field(default=128, ge=1, le=10**6)  # held-out rows on which an automaton stage is held against its floors
 
 
 class EvaluateSpec(_Strict):
@@ -116,12 +128,12 @@ class EvaluateSpec(_Strict):
 
     sets: dict[str, Part] = {}  # name -> a corpus; empty: the sources of the stage's own stream
     main: str | None = None  # the set that the metric reads; needed where there are several
-    valid_bytes: Count = 65_536  # of each set's validation part, for the curve; whole documents, at least one
+    valid_bytes: Bytes = 65_536  # of each set's validation part, for the curve; whole documents, at least one
     test: bool = True  # tuning runs never read the test part
-    test_bytes: Count | None = None  # None: all of it
-    stride: int | None = Field(default=None, ge=1)  # of overlapping windows; None: disjoint
+    test_bytes: Bytes | None = None  # None: all of it
+    stride: RowLength | None = None  # of overlapping windows, at most a row's length; None: disjoint
     samples: list[str] = []  # prompts for the page
-    sample_tokens: int = Field(default=200, ge=1)
+    sample_tokens: int = Field(default=200, ge=1, le=10**7)
 
 
 class ControlSpec(_Strict):
@@ -136,20 +148,22 @@ class StudySpec(_Strict):
 
     control: ControlSpec
     arms: dict[str, dict[str, Any]]
-    seeds: str | list[int] = "0-2"
+    seeds: str | list[Seed] = "0-2"
     main_stage: str | None = None  # whose budget is matched; the last, if None
     metric: Literal["test_bits_per_byte", "test_loss_nats"] = "test_bits_per_byte"
     contrasts: list[tuple[str, str]] = []  # further pairs (arm, reference) beside every arm against the control
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
-    margin: float = Field(default=0.01, gt=0)  # equivalence: differences inside count as none (unit of the metric)
-    looks: list[int] = []  # numbers of seeds at which a verdict may be read; empty: once
+    margin: float = Field(default=0.01, gt=0, le=100)  # equivalence: differences inside count as none (unit of the metric)
+    looks: list[Annotated[int, Field(ge=2, le=10**4)]] = []  # numbers of seeds at which a verdict may be read; empty: once
     tuned: dict[str, dict[str, Any]] = {}  # arm -> settings found by `seedbed tune`
-    published_nats: float | None = None  # the effect that the paper reports, printed beside what is detectable
+    published_nats: float | None = Field(
+        default=None, gt=0, le=100
+    )  # the effect that the paper reports, printed beside what is detectable
 
     @field_validator("looks")
     @classmethod
     def _rising(cls, looks: list[int]) -> list[int]:
-        if looks != sorted(set(looks)) or any(n < 2 for n in looks):
+        if looks != sorted(set(looks)):
             raise ValueError(f"looks must be rising numbers of seeds from 2 on, got {looks}")
         return looks
 
@@ -157,7 +171,7 @@ class StudySpec(_Strict):
 class TuneSpec(_Strict):
     """A grid for every arm, run on validation data and on seeds that no study uses."""
 
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
     grids: dict[str, dict[str, list[Any]]]  # arm -> setting -> values
     records: list[str] = []  # where the committed records of this and earlier searches stand
 
@@ -173,10 +187,10 @@ class MapSpec(_Strict):
     """Which settings of an automaton stage are held against each other, each on rows that hold enough of its frames."""
 
     stage: str
-    seeds: list[int] = Field(min_length=1)
-    frames: int = Field(ge=2)  # a row holds at least so many; its length is the next power of two
-    tokens_per_step: Count = 2048  # rows a step follow from it
-    held_out_tokens: Count = 32_768  # held-out rows follow from it
+    seeds: list[Seed] = Field(min_length=1)
+    frames: int = Field(ge=2, le=10**6)  # a row holds at least so many; its length is the next power of two
+    tokens_per_step: Tokens = 2048  # rows a step follow from it
+    held_out_tokens: Tokens = 32_768  # held-out rows follow from it
     blocks: dict[str, MapBlock]
 
 
@@ -203,9 +217,9 @@ class Recipe(_Strict):
     stages: list[StageSpec] = Field(min_length=1)
     evaluate: EvaluateSpec = EvaluateSpec()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    checkpoint_every: Count = 1000  # steps
-    keep_last: int = Field(default=2, ge=1)  # checkpoints; the older one is there in case the newest is harmed
-    keep_every: Count | None = None  # steps of the run whose checkpoints are made and kept
+    checkpoint_every: Steps = 1000
+    keep_last: Kept = 2  # checkpoints; the older one is there in case the newest is harmed
+    keep_every: Steps | None = None  # steps of the run whose checkpoints are made and kept
     scales: dict[str, dict[str, Any]] = {}
     study: StudySpec | None = None
     tune: TuneSpec | None = None
@@ -228,6 +242,14 @@ class Recipe(_Strict):
         if giver.startswith(HF) and stage.carry != ["weights"]:
             raise ValueError(f"{path}.carry: a model folder has weights only, no moments and no clock")
 
+    def _check_stride(self, stage: "StageSpec") -> None:
+        stride, seq_len = self.evaluate.stride, self.streams[stage.stream].seq_len
+        if stride is not None and stride > seq_len:
+            raise ValueError(
+                f"evaluate.stride: a stride lies in 1..{seq_len} (the seq_len of stream {stage.stream}), got {stride}: a "
+                "window further on would leave tokens out"
+            )
+
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
         names = [stage.name for stage in self.stages]
@@ -239,6 +261,7 @@ class Recipe(_Strict):
                     f"stages.{stage.name}.stream: no stream {stage.stream!r}; {nearest(stage.stream, self.streams)}"
                 )
             self._check_border(stage, names[:i])
+            self._check_stride(stage)
             if stage.embedding_std == "trained" and stage.weights is None:
                 raise ValueError(
                     f"stages.{stage.name}.embedding_std: 'trained' needs weights from an earlier stage; give a number"
@@ -262,19 +285,19 @@ class RunPlan(_Strict):
     paper: str = ""
     scale: str | None = None
     arm: str
-    seed: int
+    seed: Seed
     model: Part
     streams: dict[str, StreamSpec]
     stages: list[StageSpec]
     evaluate: EvaluateSpec
-    checkpoint_every: Count
-    keep_last: int = Field(default=2, ge=1)
-    keep_every: Count | None = None
+    checkpoint_every: Steps
+    keep_last: Kept = 2
+    keep_every: Steps | None = None
     main_stage: str
     device: str = "auto"
     precision: str = "auto"
-    threads: int | None = None
-    data_workers: int = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
+    data_workers: int = Field(default=0, ge=0, le=MOST_WORKERS)
     deterministic: bool = False
     compiled: bool | None = None  # None: on a GPU only
     recompute: bool = False
@@ -317,6 +340,10 @@ def find(recipe: str) -> Path:
             raise DataError(f"there is no recipe file {recipe}; give the path of a YAML file or one of: {', '.join(known)}")
         return Path(recipe)
     raise ConfigError(f"no recipe {recipe!r}; {nearest(recipe, known)} (or give the path of a .yaml file)")
+
+
+def recipe_text_of(recipe: str | Path) -> str:
+    return read_text(find(str(recipe)), advice="give the path of a YAML file")
 
 
 def load(
@@ -408,11 +435,11 @@ class Loaded:
         checked = _checked(Recipe, body)
         main = (study.main_stage if study else None) or checked.stages[-1].name
         plan = {
-            **body,
+            **_with_whole_places(body),
             "scale": self.scale,
             "arm": arm,
             "seed": seed,
-            "evaluate": checked.evaluate.model_dump(mode="json"),
+            "evaluate": _with_whole_places({"evaluate": checked.evaluate.model_dump(mode="json")})["evaluate"],
             **{name: getattr(checked, name) for name in ("checkpoint_every", "keep_last", "keep_every")},
             "main_stage": main,
             **where,
@@ -423,24 +450,70 @@ class Loaded:
         return _checked(RunPlan, plan)
 
 
+def _with_whole_places(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a plan's settings with every place from the root on, so that a run folder can be used from any other."""
+    tree = copy.deepcopy(tree)
+    for stream in tree.get("streams", {}).values():
+        for name in ("source", "tokenizer"):
+            if name in stream:
+                stream[name] = _whole_part(stream[name], sources.parts if name == "source" else tokenizers.parts)
+        stream["sources"] = {k: _whole_part(v, sources.parts) for k, v in (stream.get("sources") or {}).items()}
+    evaluate = tree.get("evaluate") or {}
+    if "sets" in evaluate:
+        evaluate["sets"] = {k: _whole_part(v, sources.parts) for k, v in evaluate["sets"].items()}
+    for stage in tree.get("stages", []):
+        if stage.get("weights"):
+            stage["weights"]["from"] = _whole_giver(stage["weights"]["from"])
+    model = tree.get("model")
+    if isinstance(model, dict) and isinstance(model.get("size"), str):
+        model["size"] = _whole_giver(model["size"])
+    return tree
+
+
+def _whole_part(spec: Any, registry: Registry) -> Any:
+    kind = spec if isinstance(spec, str) else spec.get("kind") if isinstance(spec, dict) else None
+    if not isinstance(kind, str):
+        return spec
+    if ".py:" in kind:
+        file, _, name = kind.rpartition(":")
+        kind = f"{whole(file)}:{name}"
+        spec = kind if isinstance(spec, str) else {**spec, "kind": kind}
+    if isinstance(spec, str) or ".py:" in kind or kind not in registry:
+        return spec
+    named = [name for name in places_of(registry.resolve(kind)) if isinstance(spec.get(name), str)]
+    return {**spec, **{name: whole(spec[name]) for name in named}}
+
+
+def _whole_giver(name: str) -> str:
+    """A run's folder from the root on; a model folder too, if it is one and not the name of one on the hub."""
+    for kind in (RUN, HF):
+        path = name.removeprefix(kind)
+        if name.startswith(kind) and (kind == RUN or Path(path).exists()):
+            return kind + whole(path)
+    return name
+
+
 def read_plan(folder: Path) -> RunPlan:
-    """Return the plan of a run folder."""
-    file = folder / "resolved.yaml"
-    if not file.is_file():
-        raise DataError(f"{folder} is not a run folder: it has no resolved.yaml; give the folder that `seedbed run` wrote")
-    return _checked(RunPlan, read_yaml(file))
+    """Return the plan of a run, in its folder or packed."""
+    return _checked(RunPlan, parse_yaml(RunRecord(folder).plan_text(), name=str(folder / PLAN)))
 
 
 def parse_seeds(seeds: str | Sequence[int]) -> list[int]:
     """Return [0, 1, 2] for "0-2" and [0, 3] for "0,3". Raises ConfigError for anything else, or doubles."""
+    given = seeds
     if isinstance(seeds, str):
-        try:
-            spans = [part.split("-") for part in seeds.split(",")]
-            seeds = [n for span in spans for n in range(int(span[0]), int(span[-1]) + 1)]
-        except ValueError:
-            raise ConfigError(f"cannot read the seeds {seeds!r}; write 0-4 or 0,2,5") from None
-    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise ConfigError(f"seeds must be different numbers from 0 on, got {list(seeds)}")
+        spans = [re.fullmatch(r"\s*(\d{1,19})(?:\s*-\s*(\d{1,19}))?\s*", part) for part in seeds.split(",")]
+        if not all(spans):
+            raise ConfigError(f"cannot read the seeds {seeds!r}; write 0-4 or 0,2,5")
+        ranges = [range(int(span[1]), int(span[2] or span[1]) + 1) for span in spans if span]
+        if sum(map(len, ranges)) > MOST_SEEDS:
+            raise ConfigError(f"a study has at most {MOST_SEEDS:,} seeds; got {seeds!r}")
+        seeds = [n for some in ranges for n in some]
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0 or max(seeds) > LARGEST_SEED or len(seeds) > MOST_SEEDS:
+        raise ConfigError(
+            "seeds must be different numbers in 0..2^63 - 1, at least one, the first of a span not above its last; got "
+            f"{given!r}"
+        )
     return list(seeds)
 
 

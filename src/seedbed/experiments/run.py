@@ -6,7 +6,6 @@ items.jsonl, final.json and report.html (and feedback.jsonl, if a mixture asked 
 """
 
 import errno
-import json
 import os
 import signal
 import sys
@@ -20,9 +19,11 @@ from typing import Any
 
 from seedbed.core.draws import key
 from seedbed.core.durable import locked, write_json, write_whole
-from seedbed.core.errors import DataError, InterruptedRunError, RefusedError, RunFailedError, StoppedRunError
+from seedbed.core.errors import InterruptedRunError, RefusedError, RunFailedError, StoppedRunError
 from seedbed.core.ledger import Ledger
 from seedbed.core.records import Cost
+from seedbed.core.run_record import RunRecord
+from seedbed.core.variables import among_ranks, left_over, number_of
 from seedbed.engine.checkpoints import FINAL, latest, load_checkpoint, newest_whole, prune, read_state
 from seedbed.engine.feed import Feed
 from seedbed.engine.placement import place, reading
@@ -33,6 +34,7 @@ from seedbed.engine.train import Counters, Hooks, NotFiniteError, train
 from seedbed.experiments.assemble import build_model, build_stage, initialize, layout_free, machine_for
 from seedbed.experiments.borders import carry_moments, cross, described, open_giver
 from seedbed.experiments.callbacks import Callbacks, taken_from
+from seedbed.experiments.carried import carry
 from seedbed.experiments.environment import commit, environment
 from seedbed.experiments.feedback import Feedback
 from seedbed.experiments.journal import Log, Metrics
@@ -52,6 +54,7 @@ from seedbed.writers.sample import Sample
 
 _ONE_SIGNAL = 5.0  # seconds in which launchers and schedulers may say the same to a rank twice
 _FOUND = ("transfer", "givers", "clock", "stage0", "borders", "waited")  # what a run finds out on its way
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PARENT = "SEEDBED_PARENT"  # process number of a study; a run whose study is gone stops as if by a signal
 
 
@@ -78,13 +81,20 @@ def create(plan: RunPlan, folder: Path, *, recipe_text: str) -> None:
 
 
 def _lay_down(plan: RunPlan, folder: Path, *, recipe_text: str) -> None:
-    if folder.exists() and any(p for p in folder.iterdir() if not p.name.startswith(".")):
+    refuse_taken(folder)
+    with locked(folder):  # of several processes one begins the run, and its plan alone stands there
+        refuse_taken(folder)
+        write_whole(folder / "recipe.yaml", recipe_text)
+        write_whole(folder / "resolved.yaml", plan.to_yaml())
+
+
+def refuse_taken(folder: Path) -> None:
+    """Raise RefusedError if a run (or anything else) is in a folder already; what a kill left half written is nothing."""
+    if os.path.lexists(folder) and (not folder.is_dir() or any(p for p in folder.iterdir() if not p.name.startswith("."))):
         raise RefusedError(
             f"{folder} exists already and nothing is overwritten; continue it with `seedbed resume {folder}`, "
             "or give another --out"
         )
-    write_whole(folder / "resolved.yaml", plan.to_yaml())
-    write_whole(folder / "recipe.yaml", recipe_text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,13 +169,7 @@ def _silent(line: str) -> None:
 
 def finished(folder: Path) -> dict[str, Any] | None:
     """Return final.json of a run that is done or has failed."""
-    file = folder / "final.json"
-    if not file.is_file():
-        return None
-    try:
-        return json.loads(file.read_text())
-    except ValueError as e:
-        raise DataError(f"{file} is broken ({e}); remove it and resume the run") from None
+    return RunRecord(folder).final()
 
 
 def _run(
@@ -194,6 +198,8 @@ def _run(
         f"{plan.name}, arm {plan.arm}, seed {plan.seed}: {machine.device.type}, {kind}, {machine.threads} thread(s)"
         f"{_described(machine)}"
     )
+    if left_over():
+        log(left_over())
     if state:
         _check_same(plan, state, facts, log=log)
         log(f"going on after step {state['counters']['run_step']}: weights, moments, clock and rows as they were")
@@ -220,6 +226,8 @@ def _run(
     for b in built.values():
         check_held_out(plan, b)
     ranks.wait()  # nobody writes below while another still reads
+    if ranks.first:
+        carry(folder, plan, built[plan.stages[-1].stream])
     feedback = Feedback(
         folder,
         {name: b.stream for name, b in built.items()},
@@ -472,27 +480,29 @@ def _no_space(error: OSError, folder: Path) -> StoppedRunError:
 
 
 class _Signals:
-    """Turns SIGINT and SIGTERM into a wish to stop after the step; a second one stops at once."""
+    """Turns SIGINT, SIGTERM and SIGHUP into a wish to stop after the step; a second one stops at once."""
 
     def __init__(self) -> None:
         self._wanted, self._since = False, 0.0
-        self._parent = int(os.environ.get(PARENT, "0"))
+        self._parent = number_of(PARENT, default=0)
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> "_Signals":
         with suppress(ValueError):  # not in the main thread: signals stay as they are
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._want)
+            for number in STOPPING:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                    self._old[number] = signal.signal(number, self._want)
         return self
 
     def _want(self, number: int, frame: object) -> None:
-        again = time.monotonic() - self._since > _ONE_SIGNAL or "WORLD_SIZE" not in os.environ
+        again = time.monotonic() - self._since > _ONE_SIGNAL or not among_ranks()
         if self._wanted and again:
             raise InterruptedRunError("stopped at once by a second signal; the last checkpoint is whole")
         if not self._wanted:
             self._since = time.monotonic()
         self._wanted = True
-        print("stopping after this step (once more stops at once) ...", file=sys.stderr, flush=True)
+        with suppress(OSError):  # a terminal that hung up
+            print("stopping after this step (once more stops at once) ...", file=sys.stderr, flush=True)
 
     def stopped(self) -> bool:
         return self._wanted or bool(self._parent and os.getppid() != self._parent)

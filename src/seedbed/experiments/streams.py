@@ -28,6 +28,7 @@ class BuiltStream:
     stream: Stream
     corpora: Mapping[str, Corpus]  # of text streams, by source
     tokenizer: Tokenizer | None
+    tokenizer_part: Mapping[str, Any]  # as a recipe names it; empty without one
 
     @property
     def source(self) -> Source:
@@ -48,14 +49,18 @@ def build_stream(name: str, spec: StreamSpec, *, device: "torch.device | None" =
     """
     path = f"streams.{name}"
     made, corpora, given = {}, {}, None
+    part_given: Mapping[str, Any] = {}
     if spec.tokenizer is not None:
         given = tokenizers.parts.build(spec.tokenizer, path=f"{path}.tokenizer")
+        part_given = {"kind": spec.tokenizer} if isinstance(spec.tokenizer, str) else spec.tokenizer
     tokenizer = None
     for source_name, part in spec.named_sources.items():
         at = f"{path}.source" if spec.source is not None else f"{path}.sources.{source_name}"
         source = sources.parts.build(part, path=at, shared={"seq_len": spec.seq_len})
         if isinstance(source, Corpus | Prepared):
             tokenizer = _fitting(given, source, before=tokenizer, path=at)
+            if isinstance(source, Prepared):
+                part_given = part_given or source.tokenizer_spec()
             corpora[source_name], store = _opened(source, tokenizer)
             source = packing.parts.build(spec.packing, path=f"{path}.packing", shared={"seq_len": spec.seq_len}).pack(store)
         elif given is not None:
@@ -85,7 +90,7 @@ def build_stream(name: str, spec: StreamSpec, *, device: "torch.device | None" =
         batch_size=spec.batch_size,
         vocab_size=next(iter(vocabularies.values())),
     )
-    return BuiltStream(stream=stream, corpora=corpora, tokenizer=tokenizer)
+    return BuiltStream(stream=stream, corpora=corpora, tokenizer=tokenizer, tokenizer_part=part_given)
 
 
 def _fitting(given: Tokenizer | None, source: Any, *, before: Tokenizer | None, path: str) -> Tokenizer:

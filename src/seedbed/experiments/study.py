@@ -18,14 +18,15 @@ from typing import Any
 
 from seedbed.core.durable import locked, write_json, write_whole
 from seedbed.core.errors import ConfigError, DataError, InterruptedRunError, RefusedError, RunFailedError, SeedbedError
+from seedbed.core.json_files import read_json
 from seedbed.engine.precision import available_threads, settled_device
 from seedbed.experiments.assemble import check_parts
 from seedbed.experiments.borders import check_givers
 from seedbed.experiments.comparison import Comparison, Design, compared, read_design, refuse_late_seeds
 from seedbed.experiments.environment import commit
 from seedbed.experiments.readings import check_held_out
-from seedbed.experiments.recipe import Loaded, RunPlan, find, load, parse_seeds, read_plan
-from seedbed.experiments.run import PARENT, create, finished
+from seedbed.experiments.recipe import Loaded, RunPlan, load, parse_seeds, read_plan, recipe_text_of
+from seedbed.experiments.run import PARENT, STOPPING, create, finished
 from seedbed.experiments.streams import build_stream, gives_text
 from seedbed.experiments.tracking import checked_kinds
 
@@ -98,7 +99,7 @@ def compare(
         if any(stage.stream == name for stage in plans[design.control, wanted[0]].stages):
             check_held_out(plans[design.control, wanted[0]], built)
     with locked(folder):
-        _prepare(folder, design, plans, recipe_text=find(str(recipe)).read_text(), say=say)
+        _prepare(folder, design, plans, recipe_text=recipe_text_of(recipe), say=say)
         run_all(folder, plans, jobs=jobs, threads=threads, watch=watch or _quiet, track=track)
         found = compared(folder)
     from seedbed.report.page import write_study_page
@@ -269,7 +270,8 @@ def run_all(
 
     old = {}
     with suppress(ValueError):
-        old = {number: signal.signal(number, want_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+        old = {number: signal.signal(number, want_stop) for number in heard}
     problems: list[SeedbedError] = []
     try:
         while running or (waiting and not stopping and not problems):
@@ -285,7 +287,7 @@ def run_all(
                 for k in running.keys() - told:
                     running[k].send_signal(signal.SIGTERM)
                     told.add(k)
-            with suppress(BrokenPipeError):
+            with suppress(OSError):  # of whoever looks on
                 watch([_status(folder, k, plans[k], running) for k in order])
     finally:
         for process in running.values():
@@ -318,10 +320,10 @@ def run_search(
     facts = {**facts, "plans": {f"{a}/{s}": p.fingerprint() for (a, s), p in plans.items()}}
     with locked(folder):
         known = folder / name
-        if known.is_file() and json.loads(known.read_text()) != facts:
+        if known.is_file() and read_json(known, advice="give another --out") != json.loads(json.dumps(facts)):
             raise RefusedError(f"{folder} holds another search; give another --out")
         write_json(known, facts)
-        recipe_text = find(str(recipe)).read_text()
+        recipe_text = recipe_text_of(recipe)
         write_whole(folder / "recipe.yaml", recipe_text)
         for (setting, seed), plan in plans.items():
             if not (folder / setting / f"seed-{seed}" / "resolved.yaml").is_file():
@@ -333,7 +335,14 @@ def _start(run: Path, threads: int, track: Sequence[str]) -> "subprocess.Popen[b
     environment = {**os.environ, PARENT: str(os.getpid()), "OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
     with (run / "worker.err").open("wb") as errors:
         return subprocess.Popen(
-            [sys.executable, "-m", "seedbed.experiments.worker", str(run), *track],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "seedbed.experiments.worker",
+                str(run),
+                *track,
+            ],  # -P: nothing of the folder one is in
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
@@ -344,7 +353,7 @@ def _start(run: Path, threads: int, track: Sequence[str]) -> "subprocess.Popen[b
 
 def _ended(run: Path, code: int, *, stopping: bool) -> SeedbedError | None:
     """Return what a run's end means for the study: a failure that is recorded leaves it going, anything else stops it."""
-    said = (run / "worker.err").read_text(errors="replace").strip()
+    said = (run / "worker.err").read_text(encoding="utf-8", errors="replace").strip()
     if code == 0 or finished(run) is not None:
         (run / "worker.err").unlink(missing_ok=True)
         return None

@@ -17,7 +17,7 @@ from seedbed import trackers
 from seedbed.core.durable import locked
 from seedbed.core.errors import DataError, InterruptedRunError, SeedbedError
 from seedbed.core.protocols import Tracker, TrackerKind
-from seedbed.experiments.journal import read_lines
+from seedbed.core.run_record import RunRecord
 from seedbed.experiments.recipe import RunPlan, read_plan
 
 _SECRET_VARIABLE = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
@@ -50,7 +50,7 @@ class Trackers:
                 tracker = stack.enter_context(_following(name, kind, folder, plan=plan, from_step=from_step))
                 self._open[name] = (tracker, stack)
                 if tracker.held_step < from_step:
-                    for line in read_lines(folder / "metrics.jsonl"):
+                    for line in RunRecord(folder).metrics():
                         if tracker.held_step < line["run_step"] <= from_step:
                             tracker.record(line)
             except InterruptedRunError:  # a second signal came meanwhile; the run stops at once
@@ -108,7 +108,7 @@ def track(folder: str | Path, to: Sequence[str], say: Callable[[str], None] = pr
         try:
             with _following(name, kind, folder, plan=plan, from_step=0) as tracker:
                 count = 0
-                for line in read_lines(folder / "metrics.jsonl"):
+                for line in RunRecord(folder).metrics():
                     count += 1
                     if line["run_step"] > tracker.held_step:
                         tracker.record(line)

@@ -16,7 +16,7 @@ def main() -> int:
         print(e, file=sys.stderr)
         return e.exit_code
     except Exception as e:  # a fault of ours: one line for the study, the traceback for whoever looks into it
-        (Path(sys.argv[1]) / "traceback.txt").write_text(traceback.format_exc())
+        (Path(sys.argv[1]) / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         print(f"internal error, {type(e).__name__}: {e} (see traceback.txt there)".replace("\n", " "), file=sys.stderr)
         return 1
     return 0

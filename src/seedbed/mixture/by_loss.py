@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import exp
 from typing import ClassVar
 
+from seedbed.core.bounds import within
 from seedbed.core.errors import ConfigError
 from seedbed.core.protocols import Neutral
 from seedbed.mixture.weighted import History, Weighted, added
@@ -22,12 +23,12 @@ class ByLoss(Weighted):
     """Settings beside those of `weighted`: `every` rows a measurement is made; it holds for the rows behind it."""
 
     neutral: ClassVar[Neutral] = {"eta": 0.0}
-    eta: float = 0.5  # per nat
-    every: int = 4096  # rows; a multiple of window
+    eta: float = within(0, 100, default=0.5)  # per nat
+    every: int = within(1, 2**31, default=4096)  # rows; a multiple of window
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.every < 1 or self.every % self.window:
+        if self.every % self.window:
             raise ConfigError(f"every must be a multiple of window ({self.window} rows), got {self.every}")
 
     @property

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import accumulate, pairwise
-from math import floor, isfinite
+from math import floor
 from typing import Any, ClassVar, Literal
 
+from seedbed.core.bounds import LONGEST_ROW, MOST_ROWS, Range, check_ranges, within
 from seedbed.core.config import parse_count
 from seedbed.core.draws import key
 from seedbed.core.errors import ConfigError, DataError, nearest
@@ -23,6 +24,7 @@ from seedbed.core.protocols import Neutral
 from seedbed.core.records import Draw, Measurement
 from seedbed.mixture.epochs import permuted
 
+WEIGHT = Range(0, 1e12)
 CHANGED = "weights"  # the name of a Measurement that sets weights from its position on: `seedbed resume RUN --weights ...`
 
 
@@ -32,23 +34,21 @@ class Weighted:
 
     neutral: ClassVar[Neutral] = "it draws windows, so even one source has another order than in epochs"
     weights: dict[str, float] | Literal["proportional", "equal"] = "proportional"
-    temperature: float = 1.0  # of "proportional"
+    temperature: float = within(0, 1000, default=1.0, above=True)  # of "proportional"
     of: Literal["rows", "bytes", "seconds"] = "bytes"  # the size that "proportional" means
     schedule: list[tuple[int | str, dict[str, float]]] = field(
         default_factory=list
     )  # [tokens, weights], straight lines in between
-    most_epochs: float | dict[str, float] | None = None  # a source that was gone through so often gives no more
-    window: int = 256  # rows
+    # a source that was gone through so often gives no more
+    most_epochs: float | dict[str, float] | None = within(0, 10**9, default=None, above=True)  # noqa: RUF009
+    window: int = within(1, MOST_ROWS, default=256)  # rows
     shuffle: bool = True
-    seq_len: int = 1  # tokens of a row, for `schedule`; a stream says its own
+    seq_len: int = within(1, LONGEST_ROW, default=1)  # tokens of a row, for `schedule`; a stream says its own
 
     wants: ClassVar[tuple[str, int] | None] = None
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ConfigError(f"window must be at least 1 row, got {self.window}")
-        if not (self.temperature > 0 and isfinite(self.temperature)):
-            raise ConfigError(f"temperature must be positive, got {self.temperature}")
+        check_ranges(self)
         if self.schedule and self.weights != "proportional":
             raise ConfigError("give weights or a schedule of weights, not both")
         places = [parse_count(place) for place, _ in self.schedule]
@@ -58,15 +58,6 @@ class Weighted:
             )
         for weights in self._all_weights():
             check_weights(weights)
-        caps = (
-            self.most_epochs.values()
-            if isinstance(self.most_epochs, dict)
-            else []
-            if self.most_epochs is None
-            else [self.most_epochs]
-        )
-        if any(not cap > 0 for cap in caps):
-            raise ConfigError(f"most_epochs must be positive, got {self.most_epochs}")
 
     def resolved(self, amounts: Mapping[str, Mapping[str, float]]) -> "Weighted":
         """Return the mixture for sources of these sizes (name -> rows, bytes, seconds). Raises ConfigError for names that do
@@ -258,8 +249,8 @@ def _largest_remainder(rows: int, quota: Mapping[str, float]) -> dict[str, int]:
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
-    if any(not (isfinite(w) and w >= 0) for w in weights.values()) or not sum(weights.values()) > 0:
-        raise ConfigError(f"weights must be 0 or more, and one above 0; got {dict(weights)}")
+    if not all(WEIGHT.holds(w) for w in weights.values()) or not any(weights.values()):
+        raise ConfigError(f"weights must lie in {WEIGHT}, and one above 0; got {dict(weights)}")
 
 
 def _shares(weights: Mapping[str, float]) -> dict[str, float]:

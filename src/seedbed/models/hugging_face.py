@@ -4,7 +4,6 @@ Read are config.json and safetensors, from a folder or the hub. Nothing is unpic
 config.json asks for and our decoder does not do is refused by name, so that a folder that opens has its own logits here too.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from seedbed.core.errors import ConfigError, DataError, RefusedError, nearest
+from seedbed.core.json_files import read_object
 from seedbed.core.records import Role
 from seedbed.models.transformer import Decoder, Transformer
 
@@ -445,15 +445,7 @@ def _downloaded(repo: str, revision: str | None) -> Path:
 
 
 def _object(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_bytes())
-    except OSError as e:
-        raise DataError(f"{file} cannot be read ({e.strerror}); give a model folder that holds it") from None
-    except (ValueError, RecursionError) as e:
-        raise DataError(f"{file} is not valid JSON ({e}); mend it or get the folder again") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{file} must hold a JSON object; get the folder again")
-    return found
+    return read_object(file, advice="mend it, or get the model folder again")
 
 
 def _weight_files(place: Path) -> list[Path]:

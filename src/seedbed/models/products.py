@@ -25,7 +25,7 @@ def _library() -> str:
 
 def _maker() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("vendor_id"))
     except (OSError, StopIteration):
         return "AuthenticAMD" if "AuthenticAMD" in platform.processor() else "unknown"  # Windows says it there

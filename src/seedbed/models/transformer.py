@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from seedbed.core.bounds import check_ranges, within
 from seedbed.core.draws import stream
 from seedbed.core.errors import ConfigError, nearest
 from seedbed.core.protocols import Neutral
@@ -35,26 +36,29 @@ class Decoder:
 
     neutral: ClassVar[Neutral] = {"attention_dropout": 0.0}
     size: str | None = None
-    num_layers: int | None = None
-    d_model: int | None = None
-    num_heads: int | None = None
-    num_kv_heads: int | None = None  # None: as many as heads
-    head_dim: int | None = None  # None: d_model / num_heads
-    d_ff: int | None = None  # None: 8/3 of d_model, rounded up to a multiple of 8
-    vocab_size: int | None = None  # rows of embedding and head, at least; None: as many as the stream has ids
+    num_layers: int | None = within(1, 10_000, default=None)
+    d_model: int | None = within(1, 2**20, default=None)
+    num_heads: int | None = within(1, 2**16, default=None)
+    num_kv_heads: int | None = within(1, 2**16, default=None)  # None: as many as heads
+    head_dim: int | None = within(2, 2**16, default=None)  # None: d_model / num_heads
+    d_ff: int | None = within(1, 2**24, default=None)  # None: 8/3 of d_model, rounded up to a multiple of 8
+    vocab_size: int | None = within(
+        1, 2**31 - 1, default=None
+    )  # rows of embedding and head, at least; None: as many as the stream has ids
     mask: Literal["causal", "bidirectional"] = "causal"
-    window: int | None = None  # positions that one sees back, itself included; None: all
+    window: int | None = within(1, 2**31, default=None)  # positions that one sees back, itself included; None: all
     document_mask: bool = False  # whether positions see only their own document
     tied_embeddings: bool = False
     attention_bias: bool | Literal["qkv"] = False  # "qkv": of queries, keys and values only
     qk_norm: bool = False  # RMSNorm of every head's queries and keys, before they are rotated
     mlp_bias: bool = False
     head_bias: bool = False
-    attention_dropout: float = 0.0  # 0 to 1; the published NCA stage has 0.1
-    rope_base: float = 10_000.0
-    rope_scaling: dict[str, float | str] | None = None  # of long-context models: `rope_type` linear or llama3, and its numbers
-    norm_eps: float = 1e-5
-    init_std: float = 0.02
+    attention_dropout: float = within(0, 1, default=0.0, below=True)  # the published NCA stage has 0.1
+    rope_base: float = within(1, 1e15, default=10_000.0)
+    # of long-context models: `rope_type` linear or llama3, and its numbers
+    rope_scaling: dict[str, float | str] | None = within(0, 1e12, default=None, above=True)  # noqa: RUF009
+    norm_eps: float = within(0, 1, default=1e-5, above=True)
+    init_std: float = within(0, 1e20, default=0.02)
     layers: dict[str, str | dict[str, Any]] = field(default_factory=dict)  # site -> layer part
 
     def __post_init__(self) -> None:
@@ -65,23 +69,20 @@ class Decoder:
             value = getattr(self, name)
             if value is None:
                 raise ConfigError(f"a decoder needs a size ({', '.join(SIZES)}) or {name}")
-            if value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
+        check_ranges(self)
         if self.d_ff is None:
             object.__setattr__(self, "d_ff", -(-self.width * 8 // 3 // 8) * 8)
         if self.num_kv_heads is None:
             object.__setattr__(self, "num_kv_heads", self.num_heads)
         heads, kv_heads = self.num_heads or 1, self.num_kv_heads or 1
-        if self.head_dim is not None and (self.head_dim < 2 or self.head_dim % 2):
+        if self.head_dim is not None and self.head_dim % 2:
             raise ConfigError(f"head_dim must be even (rotary pairs), got {self.head_dim}")
         if self.head_dim is None and (self.width % heads or self.width // heads % 2):
             raise ConfigError(f"d_model {self.d_model} must be an even multiple of num_heads {heads} (rotary pairs)")
         if heads % kv_heads:
             raise ConfigError(f"num_heads {heads} must be a multiple of num_kv_heads {kv_heads}")
-        if not 0 <= self.attention_dropout < 1:
-            raise ConfigError(f"attention_dropout must lie in 0..1 (1 excluded), got {self.attention_dropout}")
-        if self.window is not None and (self.window < 1 or self.mask != "causal"):
-            raise ConfigError(f"a window has at least 1 position and a causal mask; got {self.window} and {self.mask}")
+        if self.window is not None and self.mask != "causal":
+            raise ConfigError(f"a window needs a causal mask; got {self.window} and {self.mask}")
         rotary_frequencies(self.head_width, base=self.rope_base, scaling=self.rope_scaling)  # refuses what it does not know
         for name in self.layers:
             if name not in SITES:

@@ -7,7 +7,7 @@ for computer vision", for label smoothing.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from seedbed.core.errors import ConfigError
+from seedbed.core.bounds import check_ranges, within
 from seedbed.core.protocols import Neutral, Outputs
 from seedbed.core.records import Batch, Loss, TokenTargets
 
@@ -18,14 +18,13 @@ class Tokens:
 
     neutral: ClassVar[Neutral] = {"z_weight": 0.0, "smoothing": 0.0}
     layout_free: ClassVar[bool] = True  # a sum over tokens, each by itself
-    z_weight: float = 0.0  # weight of log(Z)^2; 0 is exactly the plain loss
-    smoothing: float = 0.0  # share of an asked id's mass that lies on all ids evenly, 0 to 1; 0 is exactly the plain loss
+    z_weight: float = within(0, 10**6, default=0.0)  # weight of log(Z)^2; 0 is exactly the plain loss
+    smoothing: float = within(
+        0, 1, default=0.0, below=True
+    )  # share of an asked id's mass on all ids evenly; 0 is exactly the plain loss
 
     def __post_init__(self) -> None:
-        if self.z_weight < 0:
-            raise ConfigError(f"z_weight must be 0 or more, got {self.z_weight}")
-        if not 0 <= self.smoothing < 1:
-            raise ConfigError(f"smoothing must lie in 0..1 (1 excluded), got {self.smoothing}")
+        check_ranges(self)
 
     def count(self, batch: Batch) -> float:
         return float(batch.weights_BT.sum())

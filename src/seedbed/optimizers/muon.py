@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from seedbed.core.errors import ConfigError
+from seedbed.core.bounds import check_ranges, within
 from seedbed.core.protocols import Neutral
 from seedbed.core.records import Cost, Role
 from seedbed.optimizers.adamw import AdamW
@@ -38,20 +38,16 @@ class Muon:
     """Settings; `betas` and `eps` are AdamW's, `momentum`, `nesterov` and `ns_steps` Muon's."""
 
     neutral: ClassVar[Neutral] = "every step is orthogonal, whatever the settings"
-    learning_rate: float = 1e-3  # the peak, of both; the schedule multiplies it
-    momentum: float = 0.95  # 0 to 1 (1 excluded): the share of the old average that a step keeps
+    learning_rate: float = within(0, 10, default=1e-3, above=True, below=True)  # the peak, of both; the schedule multiplies it
+    momentum: float = within(0, 1, default=0.95, below=True)  # the share of the old average that a step keeps
     nesterov: bool = True  # whether the gradient is averaged with the momentum once more
-    ns_steps: int = 5  # Newton-Schulz iterations, 1 to 99; with fewer than 5 small singular values stay small
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.0  # of Muon's matrices and of what AdamW decays
+    ns_steps: int = within(1, 99, default=5)  # Newton-Schulz iterations; with fewer than 5 small singular values stay small
+    betas: tuple[float, float] = within(0, 1, default=(0.9, 0.95), below=True)
+    eps: float = within(0, 1, default=1e-8, above=True)
+    weight_decay: float = within(0, 1000, default=0.0)  # of Muon's matrices and of what AdamW decays
 
     def __post_init__(self) -> None:
-        _ = self._adamw  # refuses its own settings
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum must lie in 0..1 (1 excluded), got {self.momentum}")
-        if not 1 <= self.ns_steps < 100:
-            raise ConfigError(f"ns_steps must lie in 1..99, got {self.ns_steps}")
+        check_ranges(self)
 
     @property
     def _adamw(self) -> AdamW:

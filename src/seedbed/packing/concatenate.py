@@ -11,10 +11,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from seedbed.core.bounds import LONGEST_ROW, check_ranges, within
 from seedbed.core.errors import DataError
 from seedbed.core.protocols import Neutral, TokenStore
 from seedbed.core.records import Row
-from seedbed.packing.rows import check_seq_len, restarted_positions, usage
+from seedbed.packing.rows import restarted_positions, usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +23,11 @@ class Concatenate:
     """Settings of the packer."""
 
     neutral: ClassVar[Neutral] = "each packing lays out rows of its own"
-    seq_len: int = 1024
+    seq_len: int = within(1, LONGEST_ROW, default=1024)
     reset_positions: bool = False  # positions restart at 0 for every document; one that goes on from the row before too
 
     def __post_init__(self) -> None:
-        check_seq_len(self.seq_len)
+        check_ranges(self)
 
     def pack(self, store: TokenStore) -> "ConcatenatedRows":
         """Return the rows of a store. Raises DataError if the training text is shorter than a row."""

@@ -10,9 +10,9 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int64
 
+from seedbed.core.bounds import LONGEST_ROW, check_ranges, within
 from seedbed.core.protocols import Neutral, TokenStore
 from seedbed.packing.pieces import Layout, PieceRows
-from seedbed.packing.rows import check_seq_len
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +20,11 @@ class OnePerRow:
     """Settings of the packer."""
 
     neutral: ClassVar[Neutral] = "each packing lays out rows of its own"
-    seq_len: int = 1024
+    seq_len: int = within(1, LONGEST_ROW, default=1024)
     reset_positions: bool = False  # gives the positions 0 to the document's end, and 0 on for the padding
 
     def __post_init__(self) -> None:
-        check_seq_len(self.seq_len)
+        check_ranges(self)
 
     def pack(self, store: TokenStore) -> PieceRows:
         """Return the rows of a store. Raises DataError if the training text asks for nothing."""

@@ -6,15 +6,7 @@ Letters: T tokens of a row (seq_len + 1), A = 1 position axis.
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from seedbed.core.errors import ConfigError
-
 PADDING = -1  # the number of no document, where a row is filled up
-
-
-def check_seq_len(seq_len: int) -> None:
-    """Raise ConfigError unless a row can ask for something."""
-    if seq_len < 1:
-        raise ConfigError(f"seq_len must be at least 1, got {seq_len}; give the number of tokens a row shows, such as 1024")
 
 
 def restarted_positions(documents_T: Int32[np.ndarray, "T"]) -> Int64[np.ndarray, "T 1"]:

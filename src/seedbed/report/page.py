@@ -14,6 +14,8 @@ from markupsafe import Markup
 
 from seedbed.core.durable import write_whole
 from seedbed.core.errors import DataError
+from seedbed.core.json_files import read_object
+from seedbed.core.run_record import RunRecord
 from seedbed.report import figures as draw
 
 _UNITS = {"test_bits_per_byte": "bits per byte", "test_loss_nats": "nats per token"}
@@ -23,6 +25,8 @@ def write_page(folder: Path) -> Path:
     """Write the page of a finished run or study and return its path."""
     if (folder / "comparison.json").is_file():
         return write_study_page(folder)
+    if RunRecord(folder).is_packed:
+        raise DataError(f"{folder} is a run of a packed study, which has one page for all runs; give {folder.parent.parent}")
     if (folder / "final.json").is_file():
         return write_run_page(folder)
     raise DataError(f"{folder} has neither comparison.json nor final.json; give a finished run or study folder")
@@ -30,7 +34,7 @@ def write_page(folder: Path) -> Path:
 
 def write_study_page(folder: Path) -> Path:
     """Write the page of a study from comparison.json and its run folders."""
-    data = _json(folder / "comparison.json")
+    data = read_object(folder / "comparison.json", advice="give a finished study folder")
     unit = _UNITS[data["metric"]]
     series = {
         arm: {seed: _valid(folder / arm / f"seed-{seed}", data["budget"]["stage"]) for seed in found["per_seed"]}
@@ -42,8 +46,8 @@ def write_study_page(folder: Path) -> Path:
     made.append(draw.differences(data["contrasts"], margin=data["margin"], unit=unit))
     labels = {f"{arm} seed {seed}": r for arm, seeds in data["stage0"].items() for seed, r in seeds.items()}
     first = {arm: seed for arm, found in data["arms"].items() for seed in list(found["per_seed"])[:1]}
-    runs = [folder / arm / f"seed-{seed}" for arm, seed in first.items()]
-    finals = {arm: _json(folder / arm / f"seed-{seed}" / "final.json") for arm, seed in first.items()}
+    runs = {arm: RunRecord(folder / arm / f"seed-{seed}") for arm, seed in first.items()}
+    finals = {arm: run.final() or {} for arm, run in runs.items()}
     return _write(
         folder,
         kind="study",
@@ -55,23 +59,26 @@ def write_study_page(folder: Path) -> Path:
         unit=unit,
         figures=made,
         stage0=labels,
-        exhibits=_exhibits(runs),
+        exhibits=_exhibits(list(runs.values())),
         samples={arm: final.get("samples", []) for arm, final in finals.items()},
         ledgers=data["ledger"],
         mixtures=data.get("mixture", {}),
         givers={},
         spikes=[],
-        resolved={run.parent.name: (run / "resolved.yaml").read_text() for run in runs},
-        environment=_json(runs[0] / "env.json") if runs else {},
+        resolved={arm: run.plan_text() for arm, run in runs.items()},
+        environment=next((run.environment() or {} for run in runs.values()), {}),
     )
 
 
 def write_run_page(folder: Path) -> Path:
     """Write the page of one run from final.json and metrics.jsonl. Raises DataError for a run that failed."""
-    final = _json(folder / "final.json")
+    record = RunRecord(folder)
+    final = record.final()
+    if final is None:
+        raise DataError(f"{folder} has no final.json; give a finished run or study folder")
     if final["status"] != "done":
         raise DataError(f"the run in {folder} failed, so it has no page: {final['error']}")
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = list(record.metrics())
     last = lines[-1]["stage"] if lines else ""
     training = [(x["tokens"], x["loss_nats"]) for x in lines if x["stage"] == last]
     series = {"training": {"0": _thinned(training)}, "validation": {"0": _valid(folder, last)}}
@@ -102,12 +109,12 @@ def write_run_page(folder: Path) -> Path:
         stage0=final["stage0"],
         givers={stage: {**g, "from": _homeless(g["from"])} for stage, g in final.get("givers", {}).items()},
         spikes=final.get("spikes", []),
-        exhibits=_exhibits([folder]),
+        exhibits=_exhibits([record]),
         samples={final["arm"]: final.get("samples", [])},
         ledgers={final["arm"]: {"stages": final["ledger"], "total": None}},
         mixtures={final["arm"]: final.get("mixture", {})},
-        resolved={final["arm"]: (folder / "resolved.yaml").read_text()},
-        environment=_json(folder / "env.json"),
+        resolved={final["arm"]: record.plan_text()},
+        environment=record.environment() or {},
     )
 
 
@@ -151,29 +158,16 @@ def _tone(data: Mapping[str, Any]) -> str:
     return "undecided" if unlearned or not data["contrasts"] else str(data["contrasts"][0]["verdict"])
 
 
-def _exhibits(runs: list[Path]) -> dict[str, Any] | None:
-    """The first run's pictures that are there, as data a page can hold."""
-    for run in runs:
-        for record in sorted((run / "exhibits").glob("*.json")):
-            facts = _json(record)
-            facts["picture"] = base64.b64encode(record.with_suffix(".png").read_bytes()).decode()
-            return facts
-    return None
+def _exhibits(runs: list[RunRecord]) -> dict[str, Any] | None:
+    """The first run's picture that is there, as data a page can hold."""
+    shown = next((found for run in runs for found in run.exhibits()), None)
+    return None if shown is None else {**shown[0], "picture": base64.b64encode(shown[1]).decode()}
 
 
 def _valid(run: Path, stage: str) -> list[tuple[float, float]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = RunRecord(run).metrics()
     return [(x["tokens"], x["valid_loss_nats"]) for x in lines if x["stage"] == stage and "valid_loss_nats" in x]
 
 
 def _thinned(points: list[tuple[float, float]], *, most: int = 200) -> list[tuple[float, float]]:
     return points[:: max(1, len(points) // most)]
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except OSError as e:
-        raise DataError(f"cannot read {file}: {e.strerror}; give a finished run or study folder") from None
-    except ValueError as e:
-        raise DataError(f"{file} is broken: {e}") from None

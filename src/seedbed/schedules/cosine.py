@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from math import cos, pi
 from typing import ClassVar
 
+from seedbed.core.bounds import check_ranges, within
 from seedbed.core.protocols import Neutral
 from seedbed.core.records import Progress
-from seedbed.schedules.warmup import check_share, rise
+from seedbed.schedules.warmup import rise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,12 +18,11 @@ class Cosine:
     """Settings."""
 
     neutral: ClassVar[Neutral] = {"warmup": 0.0, "floor": 1.0}
-    warmup: float = 0.05  # share of the stage's steps, 0 to 1
-    floor: float = 0.1  # multiplier at the last step, 0 to 1
+    warmup: float = within(0, 1, default=0.05)  # share of the stage's steps
+    floor: float = within(0, 1, default=0.1)  # multiplier at the last step
 
     def __post_init__(self) -> None:
-        check_share("warmup", self.warmup)
-        check_share("floor", self.floor)
+        check_ranges(self)
 
     def __call__(self, progress: Progress) -> float:
         up = round(self.warmup * progress.steps)

@@ -6,7 +6,7 @@ The published NCA stage takes its checkpoint exactly when the rise ends (`share:
 from dataclasses import dataclass
 from typing import ClassVar
 
-from seedbed.core.errors import ConfigError
+from seedbed.core.bounds import check_ranges, within
 from seedbed.core.protocols import Neutral
 from seedbed.core.records import Progress
 
@@ -17,20 +17,15 @@ def rise(progress: Progress, *, share: float) -> float:
     return min(1.0, (progress.step + 1) / steps) if steps > 0 else 1.0
 
 
-def check_share(name: str, share: float) -> None:
-    if not 0 <= share <= 1:
-        raise ConfigError(f"{name} is a share of the stage's steps and must lie in 0..1, got {share}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Warmup:
     """Settings."""
 
     neutral: ClassVar[Neutral] = {"share": 0.0}
-    share: float = 0.05  # of the stage's steps, 0 to 1
+    share: float = within(0, 1, default=0.05)  # of the stage's steps
 
     def __post_init__(self) -> None:
-        check_share("share", self.share)
+        check_ranges(self)
 
     def __call__(self, progress: Progress) -> float:
         return rise(progress, share=self.share)

@@ -6,24 +6,24 @@ Until the fall begins, the run is the same for every total length; that makes lo
 from dataclasses import dataclass
 from typing import ClassVar
 
+from seedbed.core.bounds import check_ranges, within
 from seedbed.core.errors import ConfigError
 from seedbed.core.protocols import Neutral
 from seedbed.core.records import Progress
-from seedbed.schedules.warmup import check_share, rise
+from seedbed.schedules.warmup import rise
 
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupStableDecay:
-    """Settings; all are shares of the stage's steps or multipliers, 0 to 1."""
+    """Settings; all are shares of the stage's steps or multipliers."""
 
     neutral: ClassVar[Neutral] = {"warmup": 0.0, "decay": 0.0}
-    warmup: float = 0.05
-    decay: float = 0.2
-    floor: float = 0.0
+    warmup: float = within(0, 1, default=0.05)
+    decay: float = within(0, 1, default=0.2)
+    floor: float = within(0, 1, default=0.0)
 
     def __post_init__(self) -> None:
-        for name in ("warmup", "decay", "floor"):
-            check_share(name, getattr(self, name))
+        check_ranges(self)
         if self.warmup + self.decay > 1:
             raise ConfigError(f"warmup and decay overlap: {self.warmup} + {self.decay} is more than the whole stage")
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from seedbed.core.bounds import LONGEST_ROW, MOST_ROWS, check_ranges, within
+from seedbed.core.errors import ConfigError
 from seedbed.core.protocols import Neutral, Tokenizer
 from seedbed.core.records import Batch, TokenTargets
 
@@ -25,9 +27,17 @@ class OwnRun:
     neutral: ClassVar[Neutral] = "it reads a model and changes nothing"
     model: Any
     tokenizer: Tokenizer
-    seq_len: int
-    stride: int | None = None
-    batch_size: int = 16
+    seq_len: int = within(1, LONGEST_ROW)
+    stride: int | None = within(1, LONGEST_ROW, default=None)
+    batch_size: int = within(1, MOST_ROWS, default=16)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.stride is not None and self.stride > self.seq_len:
+            raise ConfigError(
+                f"stride must lie in 1..{self.seq_len} (a row's length), got {self.stride}: a window further on would leave "
+                "tokens out"
+            )
 
     @torch.no_grad()
     def score(self, texts: Sequence[str | np.ndarray]) -> list[Float[np.ndarray, "tokens"]]:

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from seedbed.core.durable import whole_folder
-from seedbed.core.errors import ConfigError, DataError, RefusedError, nearest
+from seedbed.core.errors import ConfigError, DataError, nearest
+from seedbed.core.json_files import read_object
 
 SPLITS = ("train", "valid", "test")
 
@@ -103,13 +104,11 @@ def read_order(folder: Path, name: str, manifest: Mapping[str, Any]) -> dict[str
 def _write(place: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Path:
     if re.fullmatch(r"[A-Za-z0-9_-]+", place.name) is None or place.parent.name not in ("columns", "orders"):
         raise ConfigError(f"a column's or order's name is letters, digits, - and _; got {place.name!r}")
-    if place.exists():
-        raise RefusedError(f"{place} exists already and nothing is overwritten; give another name, or remove it")
     with whole_folder(place) as folder:
         for split, array in arrays.items():
             (folder / f"{split}.bin").write_bytes(array.tobytes())
         hashes = {split: sha256(array.tobytes()).hexdigest() for split, array in arrays.items()}
-        (folder / "facts.json").write_text(json.dumps({**facts, "sha256": hashes}, indent=1) + "\n")
+        (folder / "facts.json").write_text(json.dumps({**facts, "sha256": hashes}, indent=1) + "\n", encoding="utf-8")
     return place
 
 
@@ -117,8 +116,8 @@ def _read(place: Path, manifest: Mapping[str, Any], *, what: str, dtype: str) ->
     if not (place / "facts.json").is_file():
         there = [p.name for p in place.parent.iterdir() if (p / "facts.json").is_file()] if place.parent.is_dir() else []
         raise DataError(f"there is no {what} {place.name!r} in {place.parent}; {nearest(place.name, there)}")
+    facts = read_object(place / "facts.json", advice=f"make the {what} again")
     try:
-        facts = json.loads((place / "facts.json").read_text())
         digests = dict(facts["sha256"])
         facts["shards"], facts["made_by"]
     except (ValueError, KeyError, TypeError) as e:

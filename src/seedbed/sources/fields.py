@@ -41,12 +41,19 @@ def text_column(names: Iterable[str], text_key: str) -> str | None:
     return next((k for k in (text_key, *(DIALOGUES if text_key == "text" else ())) if k in known), None)
 
 
+def asked_keys(names: Iterable[str], text_key: str, meta: Iterable[str]) -> set[str]:
+    """Return the keys that were asked for: the text's, and those that `meta` names."""
+    key = text_column(names, text_key)
+    return {text_key if key is None else key, *meta}
+
+
 def document(record: Record, *, text_key: str, meta: Mapping[str, str], bounds: Bounds) -> Document:
     """Return a record as a document.
 
     Its meta are the other fields that are text, a number, a date or a truth value, at most 1,000 characters each as JSON;
-    `meta` names some of them anew: {"language": "lang"} puts what is under "lang" under "language".
-    Raises BadInput if there is no text ("empty" if it is blank), it is too long, or a character is half there.
+    `meta` names some of them anew: {"language": "lang"} puts what is under "lang" under "language". Raises BadInput if there is
+    no text ("empty" if it is blank), it is too long, or a character of it or of what `meta` names is half there; of a field
+    that nobody asked for such a value is left out.
     """
     fields = record.fields if isinstance(record.fields, dict) else {}
     key = text_column([k for k, v in fields.items() if v is not None], text_key)
@@ -56,21 +63,29 @@ def document(record: Record, *, text_key: str, meta: Mapping[str, str], bounds: 
     if not (any(t.text.strip() for t in turns) if turns else text.strip()):
         raise record.bad("empty", problem=f"the text under {key!r} is empty", advice="remove it, or read on without it")
     beside = {k: v for k, v in fields.items() if k != key and k not in meta.values()}
-    beside |= {new: fields[old] for new, old in meta.items() if old in fields}
-    kept = {k: v for k, value in beside.items() if (v := _scalar(value)) is not None}
-    for name, value in kept.items():
-        _encoded(f"{name}{value}", name=name, record=record)
+    kept = {k: v for k, value in beside.items() if (v := _scalar(value)) is not None and _is_whole(f"{k}{v}")}
+    for new, old in meta.items():
+        if old in fields and (value := _scalar(fields[old])) is not None:
+            _encoded(f"{new}{value}", name=old, record=record)
+            kept[new] = value
     if len(_encoded(text, name=key, record=record)) > bounds.document_bytes:
         raise too_long(record.file, bounds, line=record.line, record=record.record)
     return Document(id=record.id, text=text, turns=turns, meta=kept)
 
 
 def no_text(record: Record, names: Iterable[str], text_key: str) -> BadInput:
+    """What is wrong with a record of these keys: the text's is not there, or holds nothing."""
     known = [repr(n)[1:-1] for n in islice(names, 50)]  # they are whatever the file says, line ends included
+    if text_key in known:
+        return record.bad(
+            "no text under the key",
+            problem=f"what is under {text_key!r} is null",
+            advice="give it a text, or leave the record out",
+        )
     return record.bad(
         "no text under the key",
         problem=f"no text under {text_key!r}",
-        advice=f"{nearest(text_key, known)} (set text_key, or leave the file out)",
+        advice=f"{nearest(text_key, known)} (name the key that holds the text, with text_key or --text-key)",
     )
 
 
@@ -93,7 +108,7 @@ def _text(value: Any, *, key: str, record: Record) -> tuple[str, tuple[Turn, ...
     raise record.bad(
         "no text under the key",
         problem=f"what is under {key!r} ({kind}) is neither text nor a list of numbers or of turns",
-        advice="set text_key to the key of the text",
+        advice="name the key of the text, with text_key or --text-key",
     )
 
 
@@ -118,6 +133,14 @@ def _scalar(value: Any) -> str | int | float | bool | None:
     if isinstance(value, int):
         return value if len(str(value)) <= META_CHARACTERS else None
     return value.isoformat() if isinstance(value, date) else None
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _encoded(text: str, *, name: str, record: Record) -> bytes:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from seedbed.core.errors import DataError, nearest
+from seedbed.core.places import from_here
 
 PROSE = (".txt", ".md")
 LANGUAGES = {  # source code: what a document's meta["language"] says
@@ -152,11 +153,11 @@ def find_files(path: str) -> list[FoundFile]:
     place = Path(os.path.expanduser(path))
     globbed = re.search(r"[*?[]", str(place)) is not None and not os.path.lexists(place)
     if os.path.isdir(place):
-        found, what = _walk(place), f"the folder {shown(path)} holds no text file"
+        found, what = _walk(place), f"the folder {shown(from_here(path))} holds no text file"
     elif globbed or not os.path.lexists(place):
-        found, what = _glob(place) if globbed else [], f"nothing is found at {shown(path)}"
+        found, what = _glob(place) if globbed else [], f"nothing is found at {shown(from_here(path))}"
     else:
-        found, what = [FoundFile(place, shown(place.name))], f"{shown(path)} is not a kind of file that is read here"
+        found, what = [FoundFile(place, shown(place.name))], f"{shown(from_here(path))} is not a kind of file that is read here"
     found = [f for f in found if kind_of(f.path)]
     if not found:
         raise DataError(

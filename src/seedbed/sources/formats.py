@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from seedbed.core.errors import nearest
 from seedbed.core.records import Document
-from seedbed.sources.fields import Record, document, no_text, strings_of, text_column
+from seedbed.sources.fields import DIALOGUES, Record, document, no_text, strings_of, text_column
 from seedbed.sources.files import LANGUAGES, BadInput, Bounds, FoundFile, kind_of, packing_of
 from seedbed.sources.json_text import json_records
 from seedbed.sources.lines import Line, jsonl_records, table_records
@@ -16,15 +16,9 @@ from seedbed.sources.parquet import parquet_records
 from seedbed.sources.unpack import BLOCK, open_file, read_whole
 
 Skip = Callable[[BadInput], None]
-_RECORDS: Mapping[str, Callable[[FoundFile, Bounds], Iterator[Record | BadInput]]] = {
-    ".jsonl": jsonl_records,
-    ".ndjson": jsonl_records,
-    ".json": json_records,
-    ".csv": table_records,
-    ".tsv": table_records,
-    ".parquet": parquet_records,
-}
+_JSON = {".jsonl": jsonl_records, ".ndjson": jsonl_records, ".json": json_records}
 _TABLES = (".csv", ".tsv", ".parquet")
+_RECORDS = (*_JSON, *_TABLES)
 
 
 def read_documents(
@@ -44,7 +38,9 @@ def read_documents(
     kind = kind_of(file.path)
     if kind not in _RECORDS:
         text_key, meta = "text", {}
-    yield from documents_of(_items(file, bounds), text_key=text_key, meta=meta, bounds=bounds, skip=skip, table=kind in _TABLES)
+    asked = (text_key, *(DIALOGUES if text_key == "text" else ()), *meta.values())
+    items = _items(file, bounds, text_key=text_key, meta=tuple(meta.values()), keys=asked)
+    yield from documents_of(items, text_key=text_key, meta=meta, bounds=bounds, skip=skip, table=kind in _TABLES)
 
 
 def documents_of(
@@ -85,17 +81,28 @@ def documents_of(
 
 def read_strings(file: FoundFile, bounds: Bounds = Bounds()) -> Iterator[tuple[str, str]]:
     """Give every text of every record with the record's id, whatever its key. Raises the first BadInput."""
-    for item in _items(file, bounds):
+    for item in _items(file, bounds, text_key=None, meta=(), keys=()):
         if isinstance(item, BadInput):
             raise item
         fields = item.fields if kind_of(file.path) in _RECORDS else item.fields["text"]
         yield from ((item.id, text) for text in strings_of(fields))
 
 
-def _items(file: FoundFile, bounds: Bounds) -> Iterator[Record | BadInput]:
-    """The file's records, and what is wrong: a bad record is an item among others, a bad file is the last one."""
+def _items(
+    file: FoundFile, bounds: Bounds, *, text_key: str | None, meta: tuple[str, ...], keys: tuple[str, ...]
+) -> Iterator[Record | BadInput]:
+    """The file's records, and what is wrong: a bad record is an item among others, a bad file is the last one.
+
+    `keys` are those of which a record may have each once.
+    """
+    kind = kind_of(file.path)
     try:
-        yield from _RECORDS.get(kind_of(file.path), _whole)(file, bounds)
+        if kind == ".parquet":
+            yield from parquet_records(file, bounds, text_key=text_key, meta=meta)
+        elif kind in _JSON:
+            yield from _JSON[kind](file, bounds, once=keys)
+        else:
+            yield from (table_records if kind in _RECORDS else _whole)(file, bounds)
     except BadInput as bad:
         yield bad
 
@@ -111,7 +118,7 @@ def line_ranges(file: FoundFile, range_bytes: int) -> list[FoundFile]:
 
     The file is read through once to count its lines; read one after the other, the ranges give the documents of the file.
     """
-    if packing_of(file.path) or _RECORDS.get(kind_of(file.path)) is not jsonl_records:
+    if packing_of(file.path) or _JSON.get(kind_of(file.path)) is not jsonl_records:
         return [file]
     ranges, start, line = [], 0, 1
     unbounded = Bounds(file_bytes=2**62)  # the file is as large as it is; nothing is unpacked

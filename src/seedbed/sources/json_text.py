@@ -6,17 +6,20 @@ All but "data" are read as a stream, value by value.
 import codecs
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from seedbed.sources.fields import Record
 from seedbed.sources.files import BadInput, Bounds, FoundFile, too_long
-from seedbed.sources.lines import Line
+from seedbed.sources.lines import Line, bad_double, doubled_key, integer
 from seedbed.sources.unpack import BLOCK, open_file
 
 
-def json_records(file: FoundFile, bounds: Bounds) -> Iterator[Record | BadInput]:
-    """Give the records of a .json. Raises BadInput where it is no JSON: what follows cannot be told apart."""
+def json_records(file: FoundFile, bounds: Bounds, *, once: Sequence[str] = ()) -> Iterator[Record | BadInput]:
+    """Give the records of a .json; a record may have each of the keys `once` once.
+
+    Raises BadInput where it is no JSON: what follows cannot be told apart.
+    """
     number = 0
     with open_file(file.path, bounds, name=file.name) as opened:
         text = _JsonText(opened, file, bounds)
@@ -25,11 +28,13 @@ def json_records(file: FoundFile, bounds: Bounds) -> Iterator[Record | BadInput]
             text.take()
         going = not (inside and text.peek() == "]" and text.take())
         while going:
-            value, bad = text.value()
+            value, raw, bad = text.value()
             wrapped = isinstance(value, dict) and isinstance(value.get("data"), list) and not inside and number == 0
             for fields in value["data"] if wrapped and not bad else [value]:
                 number += 1
-                yield bad or Record(fields, id=f"{file.name}:{number}", file=file.name, record=number)
+                record = Record(fields, id=f"{file.name}:{number}", file=file.name, record=number)
+                double = None if bad or wrapped else doubled_key(raw, once)
+                yield bad or (record if double is None else bad_double(record, double))
             if inside and (mark := text.take()) != "]":
                 text.expect(mark == ",", "',' or ']' is missing")
             else:
@@ -69,12 +74,12 @@ class _JsonText:
         if not right:
             raise self._bad(problem)
 
-    def value(self) -> tuple[Any, BadInput | None]:
-        """The next value, and what is wrong with its bytes. Raises BadInput if it is no JSON."""
+    def value(self) -> tuple[Any, str, BadInput | None]:
+        """The next value, its text, and what is wrong with its bytes. Raises BadInput if it is no JSON."""
         self.peek()
         while True:
             try:
-                found, end = self._scan(self._text, self._at)
+                found, end = self._scanned()
             except (ValueError, RecursionError) as e:
                 if len(self._text) - self._at > self._bounds.document_bytes:
                     raise too_long(self._file.name, self._bounds, line=self._line, byte=self._byte) from None
@@ -84,7 +89,16 @@ class _JsonText:
             else:
                 cut = end == len(self._text) and not isinstance(found, dict | list | str)  # 12 may be the start of 123
                 if not cut or not self._more():
-                    return found, self._take_value(end)
+                    raw = self._text[self._at : end]
+                    return found, raw, self._take_value(end)
+
+    def _scanned(self) -> tuple[Any, int]:
+        try:
+            return self._scan(self._text, self._at)
+        except ValueError as e:
+            if isinstance(e, json.JSONDecodeError):
+                raise
+            return json.JSONDecoder(parse_int=integer).raw_decode(self._text, self._at)  # a number too long for Python
 
     def _take_value(self, end: int) -> BadInput | None:
         raw = self._text[self._at : end].encode("utf-8", "surrogateescape")

@@ -3,8 +3,9 @@
 import codecs
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from seedbed.sources.fields import Record
 from seedbed.sources.files import BadInput, Bounds, FoundFile, kind_of, too_long
@@ -56,19 +57,57 @@ def lines_of(file: FoundFile, bounds: Bounds) -> Iterator[Line | BadInput]:
             byte += len(raw)
 
 
-def jsonl_records(file: FoundFile, bounds: Bounds) -> Iterator[Record | BadInput]:
-    """Give the records of a .jsonl; empty lines are passed over."""
+def jsonl_records(file: FoundFile, bounds: Bounds, *, once: Sequence[str] = ()) -> Iterator[Record | BadInput]:
+    """Give the records of a .jsonl; empty lines are passed over. A record may have each of the keys `once` once."""
     for line in lines_of(file, bounds):
         if isinstance(line, BadInput):
             yield line
         elif line.raw.strip():
-            yield _of_json(line, file)
+            yield _of_json(line, file, once)
 
 
-def _of_json(line: Line, file: FoundFile) -> Record | BadInput:
+def loaded(text: str) -> Any:
+    """Return what a JSON text holds; a whole number too long for Python (4,300 digits) as the text that it is."""
+    try:
+        return json.loads(text)
+    except ValueError as e:
+        if isinstance(e, json.JSONDecodeError):
+            raise
+        return json.loads(text, parse_int=integer)
+
+
+def integer(digits: str) -> int | str:
+    return int(digits) if len(digits) <= _MOST_DIGITS else digits
+
+
+_MOST_DIGITS = 1000
+
+
+def doubled_key(text: str, once: Sequence[str]) -> str | None:
+    """Return the first of the keys `once` that a JSON object has twice at its top; Python's own reader takes the last."""
+    if not any(text.count(json.dumps(key)) > 1 or text.count(f'"{key}"') > 1 for key in once):
+        return None  # nearly all records: nothing is read a second time
+    found: list[str] = []
+
+    def pairs(given: list[tuple[str, Any]]) -> dict[str, Any]:
+        found[:] = [k for k, _ in given]  # the outermost object is closed last
+        return dict(given)
+
+    outermost = json.loads(text, object_pairs_hook=pairs, parse_int=integer)
+    return next((key for key in once if isinstance(outermost, dict) and found.count(key) > 1), None)
+
+
+def bad_double(record: Record, key: str) -> BadInput:
+    return record.bad("a key twice", problem=f"it has the key {key!r} twice", advice="rename or remove one of them")
+
+
+def _of_json(line: Line, file: FoundFile, once: Sequence[str]) -> Record | BadInput:
     place = (f"{file.name}:{line.number}", file.name, line.number)
     try:
-        return Record(json.loads(line.decoded(file)), *place)
+        text = line.decoded(file)
+        record = Record(loaded(text), *place)
+        double = doubled_key(text, once)
+        return record if double is None else bad_double(record, double)
     except BadInput as bad:
         return bad
     except (ValueError, RecursionError) as e:

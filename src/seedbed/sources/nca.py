@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int32
 
+from seedbed.core.bounds import LONGEST_ROW, within
 from seedbed.core.errors import ConfigError
 from seedbed.core.protocols import Neutral
 from seedbed.core.records import Cost, Exhibit, Row
@@ -29,7 +30,7 @@ class NcaRows(Automaton):
     """Settings of the automaton and the length of a row; `rule_pool` given, rules repeat as in the published code."""
 
     neutral: ClassVar[Neutral] = "random worlds have no setting without worlds; the control of a stage is to leave it out"
-    seq_len: int = 1024  # shown tokens; a row has one more, the last target
+    seq_len: int = within(1, LONGEST_ROW, default=1024)  # shown tokens; a row has one more, the last target
     count_first_frame: bool = False
 
     def __post_init__(self) -> None:

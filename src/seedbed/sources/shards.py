@@ -25,6 +25,8 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from seedbed.core.errors import ConfigError, DataError, nearest
+from seedbed.core.json_files import read_object
+from seedbed.core.places import place
 from seedbed.core.protocols import Neutral, Tokenizer
 from seedbed.core.records import Document, Turn
 from seedbed.sources.columns import read_column, read_order
@@ -138,7 +140,7 @@ class Shards:
     """Settings of a prepared corpus."""
 
     neutral: ClassVar[Neutral] = "documents are what they are"
-    path: str = ""  # the folder that `seedbed prepare` wrote
+    path: str = place(default="")  # the folder that `seedbed prepare` wrote
     order: str | None = None  # of the training documents: a name under orders/, see `seedbed order`
     columns: tuple[str, ...] = ()  # prepared columns that documents carry in their meta
     verify: Literal["hashes", "sizes"] = "hashes"  # at open; sizes only: for terabytes, with `seedbed validate` beforehand
@@ -299,8 +301,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         begun = " (it was begun: run the same `seedbed prepare` again to go on)" if (folder / ".work").is_dir() else ""
         raise DataError(f"{folder} holds no {MANIFEST}{begun}; give a folder that `seedbed prepare` wrote")
+    manifest = read_object(file, advice="put it back or prepare the folder again")
     try:
-        manifest: dict[str, Any] = json.loads(file.read_bytes())
         if manifest["format"] != FORMAT:
             raise DataError(f"{file} has format {manifest['format']}, this version reads {FORMAT}; prepare the folder again")
         if manifest["sha256"] != manifest_hash(manifest):

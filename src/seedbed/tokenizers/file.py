@@ -1,6 +1,7 @@
 """Any tokenizer.json of the Hugging Face library `tokenizers`, with the settings that lie beside it."""
 
-import json
+import codecs
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,8 @@ import numpy as np
 from jaxtyping import Int32
 
 from seedbed.core.errors import ConfigError, DataError, nearest
+from seedbed.core.json_files import parse_json
+from seedbed.core.places import place
 from seedbed.core.protocols import Neutral
 from seedbed.tokenizers.remembered import Remembered, falls_at_spaces
 
@@ -25,7 +28,7 @@ class TokenizerFile:
     """A tokenizer as it was made, but for this: nothing is cut, padded or drawn, and special tokens in a text are text."""
 
     neutral: ClassVar[Neutral] = "another tokenizer is another vocabulary"
-    path: str = ""  # the file, or a folder that holds a tokenizer.json; read when first used
+    path: str = place(default="")  # the file, or a folder that holds a tokenizer.json; read when first used
     boundary: str | None = None  # the special token in front of documents; None: as BOUNDARY_ROLES and _NAMES have it
 
     @cached_property
@@ -107,7 +110,7 @@ class TokenizerFile:
     def _file(self) -> Path:
         if not self.path:
             raise ConfigError("the tokenizer `file` needs `path`: a tokenizer.json, or the folder that holds one")
-        place = Path(self.path).expanduser()
+        place = Path(os.path.expanduser(self.path))
         return place / "tokenizer.json" if place.is_dir() else place
 
     @cached_property
@@ -120,7 +123,7 @@ class TokenizerFile:
         beside = {name: self._file.with_name(name) for name in (CONFIG, TEMPLATE, MAP)}
         found = {"tokenizer.json": self._file, **{name: p for name, p in beside.items() if p.is_file()}}
         try:
-            return {name: p.read_bytes() for name, p in found.items()}
+            return {name: p.read_bytes().removeprefix(codecs.BOM_UTF8) for name, p in found.items()}
         except OSError as e:
             raise DataError(f"cannot read the tokenizer at {self._file}: {e}; give files that may be read") from None
 
@@ -192,10 +195,7 @@ class TokenizerFile:
         if name not in self._raw:
             return {}
         place = self._file.with_name(name)
-        try:
-            settings = json.loads(_text(self._raw[name], place))
-        except (ValueError, RecursionError) as e:
-            raise DataError(f"{place} is not valid JSON ({e}); mend it, or take it away") from None
+        settings = parse_json(_text(self._raw[name], place), place, advice="mend it, or take it away")
         if not isinstance(settings, dict):
             raise DataError(f"{place} must hold a JSON object of settings; mend it, or take it away")
         return settings

@@ -7,7 +7,8 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int32
 
-from seedbed.core.errors import ConfigError, DataError
+from seedbed.core.bounds import check_ranges, within
+from seedbed.core.errors import DataError
 from seedbed.core.protocols import Neutral
 
 
@@ -16,13 +17,10 @@ class Integers:
     """Ids 0 to vocab - 1 are the numbers themselves; the id `vocab` is the document boundary."""
 
     neutral: ClassVar[Neutral] = "another tokenizer is another vocabulary"
-    vocab: int = 256  # how many numbers there are, 1 to 2**31 - 2
+    vocab: int = within(1, 2**31 - 2, default=256)  # how many numbers there are: the largest of the data plus one
 
     def __post_init__(self) -> None:
-        if not 1 <= self.vocab <= 2**31 - 2:
-            raise ConfigError(
-                f"vocab must lie in 1..{2**31 - 2}, got {self.vocab}; give the largest number of the data plus one"
-            )
+        check_ranges(self)
 
     @property
     def vocab_size(self) -> int:

@@ -35,7 +35,7 @@ def lasting_id(file: Path) -> str:
     """Return the id kept in a file of the run folder; the first time it is drawn and kept."""
     if not file.is_file():
         write_whole(file, secrets.token_hex(8) + "\n")
-    return file.read_text().strip()
+    return file.read_text(encoding="utf-8").strip()
 
 
 def missing(service: str) -> DataError:

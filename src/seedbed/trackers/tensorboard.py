@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from seedbed.core.places import place
 from seedbed.core.protocols import Neutral
 from seedbed.trackers.lines import missing, numbers
 
@@ -23,7 +24,7 @@ class TensorBoard:
     """Event files of one run."""
 
     neutral: ClassVar[Neutral] = "it follows a run and changes nothing"
-    folder: str = ""  # event files go to a folder of this one, named after the run; empty: to RUN/tensorboard
+    folder: str = place(default="")  # event files go to a folder of this one, named after the run; empty: to RUN/tensorboard
 
     def check(self) -> None:
         """Raise DataError if the package is missing."""

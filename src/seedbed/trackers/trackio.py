@@ -36,7 +36,7 @@ class Trackio:
                 project=self.project, name=name, config=dict(facts), embed=False, auto_log_cpu=False, auto_log_gpu=False
             )
         if kept.is_file():
-            _remove(trackio, self.project, id=kept.read_text().strip())
+            _remove(trackio, self.project, id=kept.read_text(encoding="utf-8").strip())
         write_whole(kept, f"{run.id}\n")
         return TrackioRun(run, finish=trackio.finish, project=self.project)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from seedbed.core.errors import ConfigError
+from seedbed.core.bounds import check_ranges, within
 from seedbed.core.protocols import Neutral
 from seedbed.trackers.lines import lasting_id, missing, numbers
 
@@ -45,11 +45,10 @@ class WeightsAndBiases:
 
     neutral: ClassVar[Neutral] = "it follows a run and changes nothing"
     project: str = "seedbed"
-    wait_seconds: float = 60.0  # the most that beginning and ending online may each take
+    wait_seconds: float = within(0, 86_400, default=60.0, above=True)  # the most that beginning and ending online may each take
 
     def __post_init__(self) -> None:
-        if self.wait_seconds <= 0:
-            raise ConfigError(f"wait_seconds must lie above 0, got {self.wait_seconds}")
+        check_ranges(self)
 
     def check(self) -> None:
         """Raise DataError if the package is missing."""

@@ -18,9 +18,12 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from seedbed.core.bounds import LONGEST_ROW, MOST_ROWS, Range, check_range, check_ranges, within
 from seedbed.core.draws import stream
 from seedbed.core.errors import ConfigError, RunFailedError
 from seedbed.core.protocols import Neutral, Tokenizer
+
+NEW_TOKENS, SAMPLES = Range(0, 10**7), Range(1, 10**6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,23 +37,18 @@ class Sample:
     neutral: ClassVar[Neutral] = "it reads a model and changes nothing"
     model: Any
     tokenizer: Tokenizer
-    seq_len: int
-    temperature: float = 0.8  # 0 takes the likeliest token
-    top_k: int | None = None  # 1 or more; None: all
-    top_p: float | None = None  # above 0, at most 1; None: 1
+    seq_len: int = within(1, LONGEST_ROW)
+    temperature: float = within(0, 1000, default=0.8)  # 0 takes the likeliest token
+    top_k: int | None = within(1, 2**31, default=None)  # None: all
+    top_p: float | None = within(0, 1, default=None, above=True)  # None: 1
     stop: Sequence[str] = ()
     end_at_boundary: bool = True  # False: the boundary is never picked, so that only a stop text ends a text early
-    batch_size: int = 128  # rows that a thread continues together
+    batch_size: int = within(1, MOST_ROWS, default=128)  # rows that a thread continues together
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or (self.top_k is not None and self.top_k < 1):
-            raise ConfigError(f"temperature must be 0 or more and top_k 1 or more; got {self.temperature} and {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p must lie above 0 and be 1 (all tokens) at most; got {self.top_p}")
+        check_ranges(self)
         if isinstance(self.stop, str) or not all(self.stop):
             raise ConfigError(f"stop must be a list of texts, none of them empty; got {self.stop!r}")
-        if self.batch_size < 1 or self.seq_len < 1:
-            raise ConfigError(f"batch_size and seq_len must be 1 or more; got {self.batch_size} and {self.seq_len}")
 
     def write(self, prompts: Sequence[str], *, new_tokens: int, seed: int, samples: int = 1) -> list[str]:
         """Return `samples` continuations (without the prompt) of each prompt, one prompt after the other.
@@ -58,8 +56,8 @@ class Sample:
         A prompt given again gets further samples: ["a", "a"] is as ["a"] with twice as many.
         Raises ConfigError if the model cannot continue a text, RunFailedError if its logits are not finite.
         """
-        if new_tokens < 0 or samples < 1:
-            raise ConfigError(f"new_tokens must be 0 or more and samples 1 or more; got {new_tokens} and {samples}")
+        check_range("new_tokens", new_tokens, NEW_TOKENS)
+        check_range("samples", samples, SAMPLES)
         if not prompts or not new_tokens:
             return [""] * (len(prompts) * samples)
         self.model.eval()

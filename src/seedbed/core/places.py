@@ -1,0 +1,34 @@
+"""Settings that name a file or a folder: `path: str = place(default="")`. In a run's plan they stand whole.
+
+So a run folder can be gone on with from any other folder. Names of other kinds (builtin:prose, hub:NAME) stay as they are.
+"""
+
+import dataclasses
+import os
+import re
+from typing import Any
+
+_PLACE = "place"
+
+
+def place(*, default: Any) -> Any:
+    """Return a field that holds a path, or a name of another kind in front of which its kind stands."""
+    return dataclasses.field(default=default, metadata={_PLACE: True})
+
+
+def places_of(part: type) -> list[str]:
+    """Return the names of a part's settings that hold places."""
+    return [f.name for f in dataclasses.fields(part) if f.metadata.get(_PLACE)]
+
+
+def from_here(path: str) -> str:
+    """Return a path as a reader knows it: one inside the folder that one stands in by its way from there."""
+    here = os.path.join(os.getcwd(), "")
+    return path.removeprefix(here) if path != here else path
+
+
+def whole(path: str) -> str:
+    """Return a path from the root on; what is empty, or names something by its kind, is returned as it is."""
+    if not path or (re.match(r"[a-z]+:", path) and not os.path.lexists(path)):
+        return path
+    return os.path.abspath(os.path.expanduser(path))
