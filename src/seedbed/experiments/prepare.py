@@ -11,6 +11,7 @@ Letters: N documents, T tokens, P permutations.
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ import numpy as np
 
 from seedbed import __version__, tokenizers
 from seedbed.core.bounds import MOST_BYTES, MOST_WORKERS, Range, check_range, check_ranges, within
-from seedbed.core.durable import locked, sync_folder, whole_folder, write_json, write_whole
+from seedbed.core.durable import locked, refuse_existing, sync_folder, whole_folder, write_json, write_whole
 from seedbed.core.errors import ConfigError, DataError, RefusedError, RunFailedError
 from seedbed.core.json_files import read_json, read_object
 from seedbed.core.protocols import Tokenizer
@@ -37,7 +38,7 @@ from seedbed.core.workers import worker_pool
 from seedbed.curate.decontaminate import Contamination, Decontaminate
 from seedbed.curate.length import Length
 from seedbed.curate.near_duplicates import NearDuplicates
-from seedbed.sources.files import BadInput, Bounds, FoundFile, find_files
+from seedbed.sources.files import BadInput, Bounds, FoundFile, find_files, shown
 from seedbed.sources.formats import line_ranges, read_documents, read_strings
 from seedbed.sources.hub import hub_documents
 from seedbed.sources.shards import (
@@ -51,6 +52,7 @@ from seedbed.sources.shards import (
     ShardWriter,
     content_key,
     file_hash,
+    is_shards,
     manifest_hash,
     read_manifest,
     token_dtype,
@@ -152,6 +154,8 @@ class Piece:
     start: int = 0  # bytes of the file
     stop: int | None = None
     first_line: int = 1
+    named: bool = True  # by its own path, and not found in a folder
+    prepared: bool = False  # a prepared folder, whose documents are prepared anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,13 +199,13 @@ def prepare(
     say = heard_or_not(say)
     preparation = Preparation(paths=tuple(map(str, paths)), **settings)
     folder = Path(out)
-    if (folder / MANIFEST).exists():
-        shutil.rmtree(folder / WORK, ignore_errors=True)  # of a run that was killed after its last step
-        raise RefusedError(
-            f"{folder} holds a finished preparation and nothing is overwritten; give another --out, or remove it"
-        )
+    if os.path.lexists(folder) and not folder.is_dir():
+        refuse_existing(folder)
+    _refuse_finished(folder)
+    _look_at(preparation)
     work = plan(preparation)
     with locked(folder):
+        _refuse_finished(folder)
         begin(folder, work)
         waiting = [n for n in range(len(work.units)) if not unit_folder(folder, n).is_dir()]
         if len(waiting) < len(work.units):
@@ -216,6 +220,21 @@ def prepare(
             ) from e
 
 
+def _refuse_finished(folder: Path) -> None:
+    if (folder / MANIFEST).exists():
+        shutil.rmtree(folder / WORK, ignore_errors=True)  # of a run that was killed after its last step
+        raise RefusedError(
+            f"{folder} holds a finished preparation and nothing is overwritten; give another --out, or remove it"
+        )
+
+
+def _look_at(p: Preparation) -> None:
+    """Raise DataError, before anything is read, for whatever was named and is not there."""
+    for path in (*p.paths, *p.against, *p.decontaminate):
+        if not path.startswith("hub:"):
+            next(pieces_of(path), None)
+
+
 # --- 1. Plan
 
 
@@ -227,8 +246,9 @@ def plan(preparation: Preparation) -> Work:
     units: list[tuple[Piece, ...]] = []
     group: list[Piece] = []
     grouped = 0  # bytes
-    for piece in chain.from_iterable(map(pieces_of, preparation.paths)):
-        alone = not piece.path or piece.stop is not None or piece.size >= UNIT_BYTES
+    inside = told_apart(preparation.paths)
+    for piece in (piece for path in preparation.paths for piece in pieces_of(path, inside=inside[path])):
+        alone = not piece.path or piece.prepared or piece.stop is not None or piece.size >= UNIT_BYTES
         if group and (alone or grouped + piece.size > UNIT_BYTES):
             units.append(tuple(group))
             group, grouped = [], 0
@@ -242,24 +262,36 @@ def plan(preparation: Preparation) -> Work:
     doubled = [name for name, n in Counter((p.name, p.start) for u in units for p in u).items() if n > 1]
     if doubled:
         raise ConfigError(
-            f"{doubled[0][0]!r} is given twice (documents are known by their file's name below the given "
-            "path); give it once, or folders with other names"
+            f"{doubled[0][0]!r} is given twice (documents are known by their file's name below the given path); give it once"
         )
     found = None
     if preparation.decontaminate:
-        texts = chain.from_iterable(evaluation_texts(path, preparation) for path in preparation.decontaminate)
+        apart = told_apart(preparation.decontaminate)
+        sets = preparation.decontaminate
+        texts = chain.from_iterable(evaluation_texts(path, preparation, inside=apart[path]) for path in sets)
         found = Decontaminate().index(texts)
     return Work(preparation=preparation, units=tuple(units), contamination=found)
 
 
-def pieces_of(path: str) -> Iterator[Piece]:
-    """Yield a path's files in order, a large plain .jsonl as ranges of lines."""
+def pieces_of(path: str, *, inside: str = "") -> Iterator[Piece]:
+    """Yield a path's files in order, a large plain .jsonl as ranges of lines; names begin with the folder `inside`."""
     if path.startswith("hub:"):
         yield Piece(name=path)
         return
+    if is_prepared(path):
+        facts = (Path(path) / MANIFEST).stat()
+        name = inside + shown(Path(path).absolute().name)
+        yield Piece(name=name, path=str(Path(path).absolute()), modified=facts.st_mtime_ns, prepared=True)
+        return
     for file in find_files(path):
         facts = file.path.stat()
-        whole = Piece(name=file.name, path=str(file.path.absolute()), size=facts.st_size, modified=facts.st_mtime_ns)
+        whole = Piece(
+            name=inside + file.name,
+            path=str(file.path.absolute()),
+            size=facts.st_size,
+            modified=facts.st_mtime_ns,
+            named=file.named,
+        )
         ranges = (
             line_ranges(file, UNIT_BYTES)
             if file.path.suffix in (".jsonl", ".ndjson") and facts.st_size > 2 * UNIT_BYTES
@@ -268,14 +300,29 @@ def pieces_of(path: str) -> Iterator[Piece]:
         yield from (replace(whole, start=r.start, stop=r.stop, first_line=r.first_line) for r in ranges) if ranges else (whole,)
 
 
-def evaluation_texts(path: str, p: Preparation) -> Iterator[tuple[str, str]]:
+def told_apart(paths: Sequence[str]) -> dict[str, str]:
+    """Return, for every path, as many of the folders that it lies in as tell it from others of the same last name.
+
+    >>> told_apart(["y1/data.txt", "y2/data.txt", "more.txt"])
+    {'y1/data.txt': 'y1/', 'y2/data.txt': 'y2/', 'more.txt': ''}
+    """
+    known = {path: Path(os.path.abspath(os.path.expanduser(path))) for path in paths if not re.match(r"[a-z]+:", path)}
+    found = dict.fromkeys(paths, "")
+    for path, place in known.items():
+        others = [o for o in known.values() if o != place and o.name == place.name]
+        depth = next((n for n in range(1, len(place.parts)) if all(o.parts[-n:] != place.parts[-n:] for o in others)), 1)
+        found[path] = "".join(f"{shown(part)}/" for part in place.parts[-depth:-1] if part != os.sep)
+    return found
+
+
+def evaluation_texts(path: str, p: Preparation, *, inside: str = "") -> Iterator[tuple[str, str]]:
     """Yield (name of the set's file, text) for every text that an evaluation set holds: of files, all of their strings."""
-    if path.startswith("hub:") or (Path(path) / MANIFEST).is_file():
-        yield from ((path if path.startswith("hub:") else Path(path).name, d.text) for d in _other_documents(path, p))
+    if path.startswith("hub:") or is_prepared(path):
+        yield from ((path if path.startswith("hub:") else inside + Path(path).name, d.text) for d in _other_documents(path, p))
         return
     for file in find_files(path):
         for _, text in read_strings(file, p.bounds):
-            yield file.name, text
+            yield inside + file.name, text
 
 
 # --- 2. Units
@@ -361,7 +408,8 @@ def make_unit(folder: Path, work: Work, number: int) -> None:
         with (place / "signatures.bin").open("wb") as signatures:
             for piece in work.units[number]:
                 before = writer.documents
-                documents = _kept(_read(piece, p, skip=skip if p.on_error == "skip" else None), work, length, p, dropped)
+                read = _read(piece, p, skip=skip if p.on_error == "skip" else None, passed=skip)
+                documents = _kept(read, work, length, p, dropped)
                 for batch in _batches(documents):
                     batch, ids = _encoded(batch, tokenizer, skip=skip if p.on_error == "skip" else None)
                     writer.add(*_records(batch, ids, boundary_id=tokenizer.boundary_id))
@@ -398,12 +446,27 @@ def _encoded(
     return kept, ids
 
 
-def _read(piece: Piece, p: Preparation, *, skip: Callable[[BadInput], None] | None) -> Iterator[Document]:
+def _read(
+    piece: Piece,
+    p: Preparation,
+    *,
+    skip: Callable[[BadInput], None] | None,
+    passed: Callable[[BadInput], None] | None = None,
+) -> Iterator[Document]:
     settings: dict[str, Any] = {"text_key": p.text_key, "meta": p.meta or {}, "bounds": p.bounds, "skip": skip}
     if not piece.path:
         return hub_documents(piece.name, **settings)
-    file = FoundFile(path=Path(piece.path), name=piece.name, start=piece.start, stop=piece.stop, first_line=piece.first_line)
-    return read_documents(file, **settings)
+    if piece.prepared:
+        return prepared_documents(piece.path)
+    file = FoundFile(
+        path=Path(piece.path),
+        name=piece.name,
+        start=piece.start,
+        stop=piece.stop,
+        first_line=piece.first_line,
+        named=piece.named,
+    )
+    return read_documents(file, passed=passed, **settings)
 
 
 def _kept(
@@ -605,20 +668,31 @@ def _stored_keys(path: str) -> list[tuple[int, int]]:
 
 def _other_documents(path: str, p: Preparation) -> Iterator[Document]:
     """Yield the documents of another corpus: of a prepared folder, or of files."""
-    if (Path(path) / MANIFEST).is_file():
-        shards = Shards(path=path)
-        store = shards.store(tokenizers.parts.build(shards.tokenizer_spec()))
-        for split in SPLITS:
-            yield from store.documents(split)
+    if is_prepared(path):
+        yield from prepared_documents(path)
         return
     for whole in documents_of(path, p):
         yield from sections(whole, p.section_bytes)
 
 
 def documents_of(path: str, p: Preparation) -> Iterator[Document]:
-    """Yield the documents that a path names, as they are read for a preparation."""
+    """Yield the documents that a path names, as they are read for a preparation; of a prepared folder those of all sides."""
     for piece in pieces_of(path):
         yield from _read(piece, p, skip=None)
+
+
+def is_prepared(path: str) -> bool:
+    """Whether a path is a folder that `seedbed prepare` wrote."""
+    return (Path(path) / MANIFEST).is_file() and is_shards(Path(path))
+
+
+def prepared_documents(path: str) -> Iterator[Document]:
+    """Yield the documents of a prepared folder, side by side, with the ids that they have there."""
+    shards = Shards(path=path)
+    store = shards.store(tokenizers.parts.build(shards.tokenizer_spec()))
+    for split in SPLITS:
+        for document in store.documents(split):
+            yield replace(document, data={})
 
 
 class _Rolling:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from seedbed.core.errors import DataError, nearest
 from seedbed.core.places import from_here
+from seedbed.sources.shards import is_shards
 
 PROSE = (".txt", ".md")
 LANGUAGES = {  # source code: what a document's meta["language"] says
@@ -86,6 +87,7 @@ class FoundFile:
     start: int = 0  # in bytes, of a plain file of lines
     stop: int | None = None
     first_line: int = 1  # the number of the line at `start`
+    named: bool = True  # whether it was given by its own name, and not found in a folder or by a glob
 
 
 class BadInput(DataError):  # noqa: N818 - counted as often as raised, so named for what it is
@@ -152,6 +154,8 @@ def find_files(path: str) -> list[FoundFile]:
         return [_builtin(path.removeprefix("builtin:"))]
     place = Path(os.path.expanduser(path))
     globbed = re.search(r"[*?[]", str(place)) is not None and not os.path.lexists(place)
+    if is_shards(place):
+        raise DataError(f"{shown(from_here(path))} is a prepared folder; a source of kind shards (or --corpus) reads it")
     if os.path.isdir(place):
         found, what = _walk(place), f"the folder {shown(from_here(path))} holds no text file"
     elif globbed or not os.path.lexists(place):
@@ -212,4 +216,4 @@ def _walk(root: Path, *, depth: int | None = None) -> list[FoundFile]:
                 (links if entry.is_symlink() else folders).append((entry, level + 1))
     paths.sort(key=lambda p: [os.fsencode(part) for part in p.parts])
     top = Path(os.path.abspath(root)).name
-    return [FoundFile(p, shown(str(Path(top, p.relative_to(root))))) for p in paths]
+    return [FoundFile(p, shown(str(Path(top, p.relative_to(root)))), named=False) for p in paths]

@@ -28,18 +28,22 @@ def read_documents(
     meta: Mapping[str, str] = {},  # new name: the name in the record
     bounds: Bounds = Bounds(),
     skip: Skip | None = None,
+    passed: Skip | None = None,
 ) -> Iterator[Document]:
     """Give the documents of a file: a text or code file is one, every other file has one a record.
 
     Ids are the file's name, and the line where the record starts (in .json and .parquet the record's number) behind a colon.
     The first BadInput is raised; with `skip` it is called instead and reading goes on behind the bad record, or ends if the
-    file itself is bad. Empty documents are left out; `skip` hears of them too.
+    file itself is bad. Empty documents are left out; `skip` hears of them too. A .json that nobody named, but that lies in a
+    folder and is one object without text (package.json and the like), is no bad input: it is passed over, `passed` hears of it.
     """
     kind = kind_of(file.path)
     if kind not in _RECORDS:
         text_key, meta = "text", {}
     asked = (text_key, *(DIALOGUES if text_key == "text" else ()), *meta.values())
     items = _items(file, bounds, text_key=text_key, meta=tuple(meta.values()), keys=asked)
+    if kind == ".json" and not file.named:
+        items = _but_settings(items, text_key, passed)
     yield from documents_of(items, text_key=text_key, meta=meta, bounds=bounds, skip=skip, table=kind in _TABLES)
 
 
@@ -77,6 +81,20 @@ def documents_of(
             report(bad)
         else:
             yield made
+
+
+def _but_settings(items: Iterator[Record | BadInput], text_key: str, passed: Skip | None) -> Iterator[Record | BadInput]:
+    """Give a file's items, but none of a file that is one object without text: settings, not records."""
+    first = next(items, None)
+    second = next(items, None)
+    only = first is not None and second is None and isinstance(first, Record) and isinstance(first.fields, dict)
+    if only and isinstance(first, Record) and text_column(first.fields, text_key) is None:
+        if passed is not None:
+            advice = "name the file itself if it is a record, and the key that holds its text"
+            passed(first.bad("no records", problem=f"it is one object without {text_key!r}", advice=advice))
+        return
+    yield from (item for item in (first, second) if item is not None)
+    yield from items
 
 
 def read_strings(file: FoundFile, bounds: Bounds = Bounds()) -> Iterator[tuple[str, str]]:

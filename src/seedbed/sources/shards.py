@@ -1,9 +1,9 @@
 """Prepared documents as ids on disk, read by address: `*.bin` shards beside a manifest.json, made by `seedbed prepare`.
 
 A folder holds, for every shard of every split,
-    train-00000.bin    ids as little-endian uint16 (uint32 from 65,536 ids on), documents one after the other, a boundary id
-    in front of each train-00000.idx    one DOCUMENT record a document: where it ends in both other files, its size in bytes,
-    two hashes of its content train-00000.jsonl  a line a document: its id, what was known about it, the turns of a dialogue
+- train-00000.bin: ids as little-endian uint16 (uint32 from 65,537 ids on), document after document, a boundary id before each;
+- train-00000.idx: one DOCUMENT record a document: where it ends in both other files, its size in bytes, two hashes;
+- train-00000.jsonl: a line a document: its id, what was known about it, the turns of a dialogue;
 and beside them manifest.json (SHA-256 and counts of each file, tokenizer, how it was made), the tokenizer's own files,
 dropped.jsonl (what was left out, and why), columns/ and orders/ (see columns.py). The manifest is written last: a folder with
 it is complete.
@@ -12,10 +12,12 @@ Letters: N documents, T tokens.
 
 import json
 import os
+import resource
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
@@ -46,7 +48,7 @@ DOCUMENT = np.dtype(
     ]
 )
 _BLOCK = 2**20
-_OPEN = 64  # shards that are mapped at one time: each holds three file descriptors
+_DESCRIPTORS = 3  # that a mapped shard holds
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -130,6 +132,22 @@ class Shard:
         return self._lines[first : int(self.records["line"][stop - 1]) if stop else 0].tobytes()
 
 
+_shards: "OrderedDict[tuple[Path, str, str], Shard]" = OrderedDict()  # of this process, the one used last at the end
+
+
+def _opened(folder: Path, entry: Mapping[str, Any], dtype: np.dtype) -> Shard:
+    """Return a shard of a manifest, mapped; those not used for longest are let go where this process may hold no more."""
+    key = (folder, entry["name"], entry["sha256"][".bin"])
+    if (found := _shards.pop(key, None)) is None:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        most = 256 if limit == resource.RLIM_INFINITY else max(4, min(256, limit // 4 // _DESCRIPTORS))
+        while len(_shards) >= most:
+            _shards.popitem(last=False)
+        found = Shard(folder, entry["name"], dtype=dtype)
+    _shards[key] = found
+    return found
+
+
 def _mapped(file: Path, dtype: np.dtype) -> np.ndarray:
     size = file.stat().st_size
     return np.memmap(file, dtype=dtype, mode="r", shape=(size // dtype.itemsize,)) if size else np.empty(0, dtype)
@@ -193,7 +211,8 @@ class ShardStore:
         dtype = np.dtype(manifest["dtype"])
         self._names: dict[str, list[str]] = {s: [e["name"] for e in manifest["shards"] if e["split"] == s] for s in SPLITS}
         self._tokens = {e["name"]: int(e["tokens"]) for e in manifest["shards"]}
-        self._opened = lru_cache(maxsize=_OPEN)(lambda name: Shard(folder, name, dtype=dtype))
+        entries = {e["name"]: e for e in manifest["shards"]}
+        self._opened = lambda name: _opened(folder, entries[name], dtype)
         self._first: dict[str, list[int]] = {}  # the first document number of every shard
         self._ends: dict[str, list[int]] = {}  # tokens up to the end of every shard
         self._offsets: dict[str, np.ndarray] = {}
@@ -293,6 +312,11 @@ class _Documents(Sequence[Document]):
         if isinstance(number, slice):
             return [self[i] for i in range(*number.indices(len(self)))]
         return self._store.document(self._split, number + len(self) if number < 0 else number)
+
+
+def is_shards(folder: Path) -> bool:
+    """Whether a folder looks like one that `seedbed prepare` wrote, finished or not."""
+    return any(os.path.isfile(folder / f"{split}-00000.idx") for split in SPLITS)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class Text:
 
     @cached_property
     def skipped(self) -> dict[str, int]:
-        """How much was left out with `on_error: skip`, by reason; filled while the files are read."""
+        """How much was left out, by reason: with `on_error: skip`, and settings among the files; filled while they are read."""
         return {}
 
     def _whole(self) -> Iterator[Document]:
@@ -101,7 +101,7 @@ class Text:
             yield from hub_documents(self.path, **settings)
             return
         for file in find_files(self.path):
-            yield from read_documents(file, **settings)
+            yield from read_documents(file, passed=self._skip, **settings)
 
     def _skip(self, bad: BadInput) -> None:
         self.skipped[bad.reason] = self.skipped.get(bad.reason, 0) + 1
