@@ -390,6 +390,9 @@ def map_(
 
 Paths = Annotated[list[str], typer.Argument(help="Files, folders, globs, builtin:NAME or hub:NAME.")]
 TextKey = Annotated[str, typer.Option("--text-key", help="Where records (.jsonl, .json, .csv, .parquet) hold their text.")]
+Boundary = Annotated[
+    str | None, typer.Option(help="Of a tokenizer.json: the special token in front of documents, unless the file names one.")
+]
 Meta = Annotated[
     list[str] | None, typer.Option("--meta", metavar="NAME=KEY", help="Keep a record's KEY as NAME, such as language=lang.")
 ]
@@ -407,6 +410,7 @@ def prepare(
     paths: Paths,
     out: Annotated[Path, typer.Option(help="The folder for the shards; never overwritten. An interrupted one goes on.")],
     tokenizer: Annotated[str, typer.Option(help="bytes, integers:VOCABULARY, or a tokenizer.json.")] = "bytes",
+    boundary: Boundary = None,
     workers: Annotated[
         int, typer.Option(help="Processes side by side; the bytes are the same for any number.", min=1, max=MOST_WORKERS)
     ] = 1,
@@ -449,6 +453,7 @@ def prepare(
             workers=workers,
             say=partial(print, flush=True),
             tokenizer=tokenizer,
+            boundary=boundary,
             on_error=on_error.value,
             text_key=text_key,
             meta=_meta(meta),
@@ -526,14 +531,16 @@ def train(
     from seedbed.experiments.tokenizing import check
     from seedbed.experiments.tokenizing import train as learn
 
+    kept = _meta(meta)
     learn(paths, out, kind=kind, vocab_size=vocab_size, special_tokens=special or ["<|endoftext|>"], text_key=text_key)
-    _print_tokenizer_report(check(str(out), paths, text_key=text_key, meta=_meta(meta)), as_json=as_json)
+    _print_tokenizer_report(check(str(out), paths, text_key=text_key, meta=kept), as_json=as_json)
 
 
 @tokenizer.command(name="check")
 def check_(
     file: Annotated[str, typer.Argument(help="bytes, or a tokenizer.json or its folder.")],
     paths: Paths,
+    boundary: Boundary = None,
     text_key: TextKey = "text",
     meta: Meta = None,
     as_json: AsJson = False,
@@ -541,7 +548,7 @@ def check_(
     """Hold a tokenizer against your text: what is lost, bytes a token, tokens a word by language, pieces never used."""
     from seedbed.experiments.tokenizing import check
 
-    found = check(file, paths, text_key=text_key, meta=_meta(meta))
+    found = check(file, paths, boundary=boundary, text_key=text_key, meta=_meta(meta))
     _print_tokenizer_report(found, as_json=as_json)
     if found["lossless_documents"] < found["documents"]:
         raise typer.Exit(1)
@@ -706,7 +713,10 @@ def report(folder: Annotated[Path, typer.Argument(help="A finished run or study 
 @app.command(name="eval")
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
-    text: Annotated[str, typer.Option(help="A file, folder or glob; every byte of it is scored once.")],
+    text: Annotated[
+        str, typer.Option(help="A file, folder, glob or prepared folder, builtin:NAME or hub:NAME; every byte is scored once.")
+    ],
+    text_key: TextKey = "text",
     stride: Annotated[
         int | None, typer.Option(help="Step of overlapping windows; disjoint, unless said.", min=1, max=LONGEST_ROW)
     ] = None,
@@ -716,14 +726,17 @@ def evaluate(
 ) -> None:
     """Loss of a run's model over a text: nats per token, perplexity, bits per byte."""
     _local_code(allow_local_code)
+    from seedbed.core.run_record import loss_of_text
     from seedbed.experiments.commands import evaluate_text
 
-    found = evaluate_text(folder, text, device=device.value, stride=stride)
+    found = evaluate_text(folder, text, text_key=text_key, device=device.value, stride=stride)
     if as_json:
         print(json.dumps(found))
         return
     for name, value in found.items():
         print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
+    if lost := loss_of_text(found):
+        print(f"note: {lost}")
 
 
 @app.command()
@@ -837,6 +850,7 @@ def doctor(as_json: AsJson = False) -> None:
     """Say what this machine has and whether the generator gives its known answers here."""
     import torch
 
+    from seedbed.core.compiled import kept_in
     from seedbed.experiments.environment import environment
     from seedbed.nca.golden import golden_rows
 
@@ -848,6 +862,9 @@ def doctor(as_json: AsJson = False) -> None:
         **{k: facts[k] for k in ("python", "system", "processor", "processors_available", "cpu_capability", "products")},
         "torch": facts["packages"]["torch"],
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "compiled_code": str(
+            kept_in() or "not kept, so every process compiles anew; NUMBA_CACHE_DIR may name a folder to write into"
+        ),
         "golden_rows": golden,
     }
     if as_json:
@@ -930,7 +947,7 @@ def show(
     """Draw roll-outs of random rules: a PNG, an animated GIF, or blocks in the terminal."""
     from dataclasses import replace
 
-    from seedbed.core.durable import write_whole
+    from seedbed.core.durable import check_place, write_whole
     from seedbed.nca import drawing
 
     automaton = _automaton(states, grid, patch, band)
@@ -938,6 +955,8 @@ def show(
         out = Path("nca.png")
     if out is not None and out.suffix not in (".png", ".gif"):
         raise ConfigError(f"--out must end in .png or .gif, got {str(out)!r}")
+    if out is not None:
+        check_place(out)
     if gallery and band is not None:
         raise ConfigError("--gallery shows all bands; leave out --band")
     bands = [automaton.band]
@@ -956,7 +975,7 @@ def show(
     if out is not None:
         animated = out.suffix == ".gif"
         picture = drawing.gif(shown, states=states) if animated else drawing.png(drawing.strips(shown, states=states))
-        write_whole(out, picture)
+        write_whole(out, picture, over=False)
         print(f"picture: {out}")
 
 

@@ -17,6 +17,8 @@ from seedbed.tokenizers.bytes import Bytes
 class Uniform:
     """A model that spreads its probability evenly over all 256 bytes."""
 
+    tokenizer = Bytes()
+
     def score(self, texts):
         return [np.full(len(t.encode()), math.log(256)) for t in texts]
 
@@ -32,6 +34,8 @@ def test_a_uniform_model_over_bytes_has_eight_bits_per_byte():
 def test_documents_weigh_by_their_bytes_not_alike():
     @dataclass
     class Two:
+        tokenizer = Bytes()
+
         def score(self, texts):
             return [np.zeros(10), np.full(30, math.log(2))]
 

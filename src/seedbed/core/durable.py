@@ -20,6 +20,25 @@ def refuse_existing(path: Path, *, empty: bool = False) -> None:
         raise RefusedError(f"{path} exists already ({kind}) and nothing is overwritten; give another name, or remove it")
 
 
+def check_place(path: Path, *, folder: bool = False) -> None:
+    """Raise RefusedError unless a file can be made at a path, or a `folder` (one that is there will do): before the work."""
+    try:
+        found = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        found = None
+    except OSError as e:
+        raise RefusedError(f"nothing can be made at {path}: {e.strerror}; give another name") from None
+    if found is not None and not (folder and path.is_dir()):
+        refuse_existing(path)
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.lexists(p))
+    if not there.is_dir():
+        raise RefusedError(f"nothing can be made at {path}: {there} is no folder; give another name")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RefusedError(
+            f"nothing can be made at {path}: you may not write into {there}; give another name, or change its rights"
+        )
+
+
 def write_whole(path: Path, content: str | bytes, *, over: bool = True) -> None:
     """Write a file so that a crash at any moment leaves the old content or the new, never a part. Text is UTF-8.
 
@@ -37,7 +56,7 @@ def whole_file(path: Path, *, over: bool = True) -> Iterator[IO[bytes]]:
     faster).
     """
     if not over:
-        refuse_existing(path)
+        check_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)  # the system takes from that what umask says
@@ -95,6 +114,7 @@ def whole_folder(path: Path, *, over: bool = False) -> Iterator[Path]:
     """
     if not over:
         refuse_existing(path, empty=True)
+        check_place(path, folder=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     temporary.mkdir()
@@ -121,8 +141,9 @@ def whole_folder(path: Path, *, over: bool = False) -> Iterator[Path]:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder for this process. The system lets go when the process ends, however it ends, so no lock is ever stale.
 
-    Raises RefusedError if another process holds it.
+    Raises RefusedError if another process holds it, or it cannot be a folder.
     """
+    check_place(folder, folder=True)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     while True:

@@ -32,3 +32,9 @@ def whole(path: str) -> str:
     if not path or (re.match(r"[a-z]+:", path) and not os.path.lexists(path)):
         return path
     return os.path.abspath(os.path.expanduser(path))
+
+
+def homeless(text: str) -> str:
+    """Return text that may be shown around: the home folder in it, if there is one, is "~"."""
+    home = os.path.expanduser("~").rstrip("/")
+    return re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text) if home.startswith("/") else text

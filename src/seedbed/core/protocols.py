@@ -209,6 +209,8 @@ class Scorer(Protocol):
     """Texts, or their ids, to losses in nats: one array of per-token losses each."""
 
     def score(self, texts: Sequence[str | Array]) -> list[Array]: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...  # that makes ids of texts; what it loses is not scored
 
 
 @runtime_checkable

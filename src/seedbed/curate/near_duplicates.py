@@ -24,9 +24,9 @@ from functools import cache
 from typing import ClassVar
 
 import numpy as np
-from numba import njit
 
 from seedbed.core.bounds import check_ranges, within
+from seedbed.core.compiled import compiled
 from seedbed.core.draws import stream
 from seedbed.core.errors import ConfigError
 from seedbed.core.protocols import Neutral
@@ -105,7 +105,7 @@ def _hash_functions(count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(bits[0::2]), np.ascontiguousarray(bits[1::2])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _minima(grams_G, factors_P, summands_P):
     """Return the smallest value of every hash function."""
     lowest_P = np.full(factors_P.size, _EMPTY, dtype=np.uint32)
@@ -116,7 +116,7 @@ def _minima(grams_G, factors_P, summands_P):
     return lowest_P
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _band_keys(signatures_NP, first, size):
     """Return one uint64 for the minima of one band; equal minima give equal keys, and others hardly ever."""
     keys_N = np.empty(signatures_NP.shape[0], dtype=np.uint64)
@@ -141,7 +141,7 @@ def _groups_of_equals(keys_N: np.ndarray) -> np.ndarray:
     return groups_N
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _stream_through(signatures_NP, groups_NB, starts_B, least):
     """Compare every document in turn with the first kept one of each of its groups."""
     num_documents, num_bands = groups_NB.shape

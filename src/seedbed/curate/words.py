@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from numba import njit
+
+from seedbed.core.compiled import compiled
 
 # Of scripts written without spaces; first and last code point.
 _WITHOUT_SPACES = (
@@ -91,7 +92,7 @@ def _kinds() -> np.ndarray:
     return kinds
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def _mix(bits):
     """The finalizer of splitmix64: a bijection of 64-bit words that scatters neighboring inputs."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -99,7 +100,7 @@ def _mix(bits):
     return bits ^ (bits >> np.uint64(31))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _scan(codes_C, kinds):
     """Return hash, start and stop of every word."""
     count, before = 0, _OUTSIDE
@@ -124,7 +125,7 @@ def _scan(codes_C, kinds):
     return hashes_N, starts_N, stops_N
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _roll(words_N, n, grams):
     """Fill in the sum of word[i + k] * base^(n - 1 - k), modulo 2^64 and mixed, for every i."""
     leaving = np.uint64(1)  # base^n: what the word that stood in front has been multiplied by

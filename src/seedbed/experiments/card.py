@@ -7,6 +7,7 @@ from typing import Any
 
 from seedbed.core.errors import DataError
 from seedbed.core.json_files import read_object
+from seedbed.core.run_record import loss_of_text
 from seedbed.experiments.comparison import FILE as COMPARISON
 from seedbed.experiments.comparison import sentence
 from seedbed.experiments.recipe import RunPlan, read_plan
@@ -85,10 +86,12 @@ def _ledger_lines(ledger: Mapping[str, Any]) -> str:
 def _test_lines(record: Mapping[str, Any]) -> str:
     if not record["test"]:
         return "The test part was not read."
-    return "\n".join(
-        f"- {name}: {n['bits_per_byte']:.4f} bits per byte, {n['loss_nats']:.4f} nats per token, over {n['bytes']:,} bytes"
-        for name, n in record["test"].items()
-    )
+    lines = []
+    for name, n in record["test"].items():
+        lost = f"; {said}" if (said := loss_of_text(n)) else ""
+        numbers = f"{n['bits_per_byte']:.4f} bits per byte, {n['loss_nats']:.4f} nats per token, over {n['bytes']:,} bytes"
+        lines.append(f"- {name}: {numbers}{lost}")
+    return "\n".join(lines)
 
 
 def _verdict(run: Path, arm: str) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seedbed.core.bounds import MOST_BYTES
 from seedbed.core.durable import locked
 from seedbed.core.errors import ConfigError, DataError, RefusedError, nearest
 from seedbed.core.protocols import Tokenizer
@@ -18,15 +19,15 @@ from seedbed.experiments.borders import check_givers
 from seedbed.experiments.carried import Reader, reader_of
 from seedbed.experiments.comparison import Comparison
 from seedbed.experiments.feedback import FILE, append
+from seedbed.experiments.prepare import Preparation, documents_of
 from seedbed.experiments.readings import check_held_out
 from seedbed.experiments.recipe import RunPlan, load, read_plan, recipe_text_of
-from seedbed.experiments.run import RunResult, Sitting, create, execute, finished
+from seedbed.experiments.run import RunResult, Sitting, create, execute, finished, refuse_taken
 from seedbed.experiments.streams import build_stream
 from seedbed.experiments.study import RunStatus, resume_study
 from seedbed.experiments.tracking import checked_kinds
 from seedbed.mixture.weighted import CHANGED, check_weights
 from seedbed.scorers.own_run import OwnRun
-from seedbed.sources.text import Text
 from seedbed.writers.sample import Sample
 
 
@@ -62,10 +63,11 @@ def run(
     """
     plan = plan_run(recipe, **settings)
     checked_kinds(track)
+    folder = Path(out) if out else Path("runs") / plan.name / plan.arm / f"seed-{plan.seed}"
+    refuse_taken(folder)
     for name, spec in plan.streams.items():
         if any(stage.stream == name for stage in plan.stages):
             check_held_out(plan, build_stream(name, spec))  # missing or bad data is found before a folder is made
-    folder = Path(out) if out else Path("runs") / plan.name / plan.arm / f"seed-{plan.seed}"
     create(plan, folder, recipe_text=recipe_text_of(recipe))
     return execute(folder, say=say, sitting=Sitting(track=tuple(track)))
 
@@ -161,11 +163,16 @@ def open_run(folder: str | Path, *, device: str = "auto") -> Trained:
     return Trained(plan=plan, model=model.to(machine.device).eval(), reader=reader)
 
 
-def evaluate_text(folder: str | Path, text: str, *, device: str = "auto", stride: int | None = None) -> dict[str, float]:
-    """Return loss_nats, perplexity, bits_per_byte, tokens and bytes of a file, folder or glob under a run's model."""
+def evaluate_text(
+    folder: str | Path, text: str, *, text_key: str = "text", device: str = "auto", stride: int | None = None
+) -> dict[str, float]:
+    """Return loss_nats, perplexity, bits_per_byte, tokens and bytes of text under a run's model.
+
+    `text` is a file, folder, glob, builtin:NAME or hub:NAME, or a prepared folder, whose documents are read as text again.
+    """
     trained = open_run(folder, device=device)
-    corpus = Text(path=text, section_bytes=0)
-    documents = list(corpus.all_documents())
+    asked = Preparation(paths=(text,), text_key=text_key, document_bytes=MOST_BYTES)
+    documents = [d for d in documents_of(text, asked) if d.text]
     scorer = OwnRun(
         model=trained.model,
         tokenizer=trained.tokenizer,

@@ -15,7 +15,7 @@ from typing import Any
 from seedbed.core.durable import write_json
 from seedbed.core.errors import DataError, RefusedError
 from seedbed.core.json_files import read_object
-from seedbed.core.run_record import RUNS, RunRecord
+from seedbed.core.run_record import RUNS, RunRecord, loss_of_text
 from seedbed.evaluate.bits_per_byte import summary
 from seedbed.experiments.recipe import read_plan
 from seedbed.experiments.run import finished
@@ -145,6 +145,9 @@ def compared(folder: Path, *, write: bool = True) -> Comparison:
         data["held_out"] = by_set
         data["main"] = next(f["main"] for seeds in finals.values() for f in seeds.values())
         data["mixture"] = {arm: next((f["mixture"] for f in seeds.values()), {}) for arm, seeds in finals.items()}
+    lost = {arm: loss_of_text(next(iter(seeds.values()))["test"]) for arm, seeds in finals.items() if seeds}
+    if any(lost.values()):
+        data["text_lost"] = {arm: said for arm, said in lost.items() if said}
     data["verdict"] = sentence(data, contrasts)
     if write:
         write_json(folder / FILE, data)
@@ -207,10 +210,16 @@ def sentence(data: Mapping[str, Any], contrasts: Sequence[Contrast]) -> str:
             "undecided": f"{c.arm} against {c.reference} is undecided",
         }[c.verdict]
         lines.append(f"{words}: {size} ({level})")
+    lines += [f"note for {', '.join(arms)}: {lost}" for lost, arms in _shared(data.get("text_lost", {})).items()]
     said = "; ".join(lines)
     if unlearned:
         return f"stage 0 did not learn: nothing to transfer ({', '.join(unlearned)}). Measured all the same: {said}"
     return said
+
+
+def _shared(said: Mapping[str, str]) -> dict[str, list[str]]:
+    """What is said of several arms, once, with their names."""
+    return {text: [arm for arm, own in said.items() if own == text] for text in said.values()}
 
 
 def tokens_to_reach(curve: Sequence[tuple[int, float]], target: float) -> float | None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from seedbed import __version__, models
 from seedbed.core.draws import stream
-from seedbed.core.durable import refuse_existing, whole_folder
+from seedbed.core.durable import check_place, refuse_existing, whole_folder
 from seedbed.core.errors import ConfigError, DataError, RunFailedError, nearest
 from seedbed.core.json_files import read_object
 from seedbed.core.records import Batch
@@ -86,6 +86,7 @@ def export(run: str | Path, out: str | Path, *, to: str = "hf", device: str = "c
     if to not in FORMATS:
         raise ConfigError(f"no format {to!r} to export to; {nearest(to, FORMATS)}")
     refuse_existing(out, empty=True)
+    check_place(out, folder=True)
     if to == "hf":
         _transformers()
     trained = open_run(run, device=device)

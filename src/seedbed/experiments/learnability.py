@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seedbed.core.config import set_path
-from seedbed.core.durable import write_json, write_whole
+from seedbed.core.durable import check_place, write_json, write_whole
 from seedbed.core.errors import ConfigError
 from seedbed.core.run_record import RunRecord
 from seedbed.engine.precision import available_threads
@@ -67,6 +67,7 @@ def learnability_map(
     for plan in plans.values():
         check_parts(plan)
     folder = Path(out) if out else Path("runs") / loaded.recipe.name
+    check_place(folder, folder=True)
     run_search(
         folder,
         name="settings.json",

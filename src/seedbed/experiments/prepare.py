@@ -74,6 +74,7 @@ class Preparation:
 
     paths: tuple[str, ...]
     tokenizer: str = "bytes"  # bytes, integers:VOCABULARY, or a tokenizer.json
+    boundary: str | None = None  # of a tokenizer.json: the special token in front of documents; None: what the file says
     on_error: Literal["stop", "skip"] = "stop"
     text_key: str = "text"
     meta: Mapping[str, str] | None = None  # what is kept under another name: {"language": "lang"}
@@ -117,6 +118,14 @@ class Preparation:
     @cached_property
     def tokenizer_part(self) -> dict[str, Any]:
         """Return the tokenizer as a recipe names it."""
+        part = self._tokenizer_kind()
+        if self.boundary is not None and part["kind"] != "file":
+            raise ConfigError(
+                f"the tokenizer {self.tokenizer} has its own boundary; leave --boundary out, which is for a tokenizer.json"
+            )
+        return part if self.boundary is None else {**part, "boundary": self.boundary}
+
+    def _tokenizer_kind(self) -> dict[str, Any]:
         kind, colon, number = self.tokenizer.partition(":")
         if kind in _NUMBERED and colon:
             if not number.isdigit():
@@ -202,7 +211,7 @@ def prepare(
     if os.path.lexists(folder) and not folder.is_dir():
         refuse_existing(folder)
     _refuse_finished(folder)
-    _look_at(preparation)
+    look_at(preparation)
     work = plan(preparation)
     with locked(folder):
         _refuse_finished(folder)
@@ -228,7 +237,7 @@ def _refuse_finished(folder: Path) -> None:
         )
 
 
-def _look_at(p: Preparation) -> None:
+def look_at(p: Preparation) -> None:
     """Raise DataError, before anything is read, for whatever was named and is not there."""
     for path in (*p.paths, *p.against, *p.decontaminate):
         if not path.startswith("hub:"):
@@ -669,7 +678,7 @@ def _stored_keys(path: str) -> list[tuple[int, int]]:
 def _other_documents(path: str, p: Preparation) -> Iterator[Document]:
     """Yield the documents of another corpus: of a prepared folder, or of files."""
     if is_prepared(path):
-        yield from prepared_documents(path)
+        yield from prepared_documents(path, changed_too=True)
         return
     for whole in documents_of(path, p):
         yield from sections(whole, p.section_bytes)
@@ -683,15 +692,24 @@ def documents_of(path: str, p: Preparation) -> Iterator[Document]:
 
 def is_prepared(path: str) -> bool:
     """Whether a path is a folder that `seedbed prepare` wrote."""
-    return (Path(path) / MANIFEST).is_file() and is_shards(Path(path))
+    place = Path(os.path.expanduser(path))
+    return os.path.isfile(place / MANIFEST) and is_shards(place)
 
 
-def prepared_documents(path: str) -> Iterator[Document]:
-    """Yield the documents of a prepared folder, side by side, with the ids that they have there."""
-    shards = Shards(path=path)
+def prepared_documents(path: str, *, changed_too: bool = False) -> Iterator[Document]:
+    """Yield the documents of a prepared folder, side by side, under the names that they have there.
+
+    Raises DataError, unless those may come too, for one whose text the folder's tokenizer changed.
+    """
+    shards = Shards(path=os.path.expanduser(path))
     store = shards.store(tokenizers.parts.build(shards.tokenizer_spec()))
     for split in SPLITS:
         for document in store.documents(split):
+            if document.data["changed"] and not changed_too:
+                raise DataError(
+                    f"{path}: the text of {document.id} was changed by the tokenizer with which the folder was prepared, so it "
+                    "is not there any more; give the files that it was prepared from"
+                )
             yield replace(document, data={})
 
 

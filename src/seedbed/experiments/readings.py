@@ -16,9 +16,10 @@ from seedbed.core.durable import write_whole
 from seedbed.core.errors import ConfigError, DataError
 from seedbed.core.ledger import Ledger
 from seedbed.core.records import Cost, Document
+from seedbed.core.run_record import loss_of_text
 from seedbed.engine.held_out import likeliest, row_nats
 from seedbed.engine.precision import Machine
-from seedbed.evaluate.bits_per_byte import BitsPerByte, summary
+from seedbed.evaluate.bits_per_byte import BitsPerByte, changed, summary
 from seedbed.evaluate.frame_completion import frame_completion
 from seedbed.evaluate.rule_inference import after_first_frame, rule_inference
 from seedbed.experiments.recipe import RunPlan, StageSpec
@@ -49,6 +50,15 @@ def check_held_out(plan: RunPlan, built: BuiltStream) -> None:
             )
 
 
+def text_lost(plan: RunPlan, built: BuiltStream) -> str:
+    """Say in words what the tokenizer loses of the validation documents of the main held-out set; "" if nothing."""
+    tokenizer = built.tokenizer
+    if tokenizer is None:
+        return ""
+    documents = up_to(next(iter(held_out_sets(plan, built).values())).documents("valid"), plan.evaluate.valid_bytes)
+    return loss_of_text({"documents": len(documents), "changed_documents": sum(changed(tokenizer, d) for d in documents)})
+
+
 def text_numbers(
     plan: RunPlan, stream: BuiltStream, model: Any, documents: list[Document]
 ) -> tuple[dict[str, float], list[Any], Cost]:
@@ -77,6 +87,8 @@ def test_numbers(
             f"test{f' of {name}' if len(sets) > 1 else ''}: {numbers[name]['bits_per_byte']:.4f} bits per "
             f"byte over {numbers[name]['bytes']} bytes"
         )
+        if lost := loss_of_text(numbers[name]):
+            log(f"note: {lost}")
     write_whole(folder / "items.jsonl", "".join(lines))
     main = next(iter(numbers))
     return {"test": numbers[main]} if len(numbers) == 1 else {"test": numbers[main], "main": main, "held_out": numbers}

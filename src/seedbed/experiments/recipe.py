@@ -151,6 +151,7 @@ class StudySpec(_Strict):
     seeds: str | list[Seed] = "0-2"
     main_stage: str | None = None  # whose budget is matched; the last, if None
     metric: Literal["test_bits_per_byte", "test_loss_nats"] = "test_bits_per_byte"
+    lossy_tokenizers: bool = False  # whether arms with other tokenizers are compared though one of them loses text
     contrasts: list[tuple[str, str]] = []  # further pairs (arm, reference) beside every arm against the control
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     margin: float = Field(default=0.01, gt=0, le=100)  # equivalence: differences inside count as none (unit of the metric)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from seedbed.core.draws import key
-from seedbed.core.durable import locked, write_json, write_whole
+from seedbed.core.durable import check_place, locked, write_json, write_whole
 from seedbed.core.errors import InterruptedRunError, RefusedError, RunFailedError, StoppedRunError
 from seedbed.core.ledger import Ledger
 from seedbed.core.records import Cost
@@ -46,6 +46,7 @@ from seedbed.experiments.readings import (
     mixture_facts,
     packing_facts,
     test_numbers,
+    text_lost,
 )
 from seedbed.experiments.recipe import RunPlan, StageSpec, read_plan
 from seedbed.experiments.streams import BuiltStream, build_stream, open_stream
@@ -90,11 +91,14 @@ def _lay_down(plan: RunPlan, folder: Path, *, recipe_text: str) -> None:
 
 def refuse_taken(folder: Path) -> None:
     """Raise RefusedError if a run (or anything else) is in a folder already; what a kill left half written is nothing."""
-    if os.path.lexists(folder) and (not folder.is_dir() or any(p for p in folder.iterdir() if not p.name.startswith("."))):
+    check_place(folder, folder=True)
+    if (folder / "resolved.yaml").is_file() or (folder / "study.json").is_file():
         raise RefusedError(
             f"{folder} exists already and nothing is overwritten; continue it with `seedbed resume {folder}`, "
             "or give another --out"
         )
+    if folder.is_dir() and any(p for p in folder.iterdir() if not p.name.startswith(".")):
+        raise RefusedError(f"{folder} is not empty and holds no run; nothing is overwritten: give another --out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +229,8 @@ def _run(
     extras.setdefault("waited", {})
     for b in built.values():
         check_held_out(plan, b)
+    if lost := text_lost(plan, built[plan.stages[-1].stream]):
+        log(f"note: {lost}")
     ranks.wait()  # nobody writes below while another still reads
     if ranks.first:
         carry(folder, plan, built[plan.stages[-1].stream])

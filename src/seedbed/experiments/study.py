@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from seedbed.core.durable import locked, write_json, write_whole
+from seedbed.core.durable import check_place, locked, write_json, write_whole
 from seedbed.core.errors import ConfigError, DataError, InterruptedRunError, RefusedError, RunFailedError, SeedbedError
 from seedbed.core.json_files import read_json
 from seedbed.engine.precision import available_threads, settled_device
@@ -24,10 +24,10 @@ from seedbed.experiments.assemble import check_parts
 from seedbed.experiments.borders import check_givers
 from seedbed.experiments.comparison import Comparison, Design, compared, read_design, refuse_late_seeds
 from seedbed.experiments.environment import commit
-from seedbed.experiments.readings import check_held_out
-from seedbed.experiments.recipe import Loaded, RunPlan, load, parse_seeds, read_plan, recipe_text_of
+from seedbed.experiments.readings import check_held_out, text_lost
+from seedbed.experiments.recipe import Loaded, RunPlan, StudySpec, load, parse_seeds, read_plan, recipe_text_of
 from seedbed.experiments.run import PARENT, STOPPING, create, finished
-from seedbed.experiments.streams import build_stream, gives_text
+from seedbed.experiments.streams import BuiltStream, build_stream, gives_text
 from seedbed.experiments.tracking import checked_kinds
 
 AA_STREAM = "init-second"  # the random stream of the body's initial weights in the second arm of an A/A study
@@ -89,15 +89,14 @@ def compare(
     where = {"device": device, "precision": precision, "threads": threads, "data_workers": data_workers}
     plans = _plans(loaded, wanted, aa=aa, where=where)
     folder = Path(out) if out else Path("runs") / (loaded.recipe.name + ("-aa" if aa else ""))
+    check_place(folder, folder=True)
     design = _design(loaded, plans, wanted, aa=aa, command=command)
     for arm in [design.control, *design.arms]:
         check_parts(plans[arm, wanted[0]])
     for plan in plans.values():
         check_givers(plan)
-    for name, spec in plans[design.control, wanted[0]].streams.items():
-        built = build_stream(name, spec)  # missing or bad data is found before anything starts
-        if any(stage.stream == name for stage in plans[design.control, wanted[0]].stages):
-            check_held_out(plans[design.control, wanted[0]], built)
+    first = [plans[arm, wanted[0]] for arm in (design.control, *design.arms)]
+    _check_tokenizers(first, check_data(first), study)
     with locked(folder):
         _prepare(folder, design, plans, recipe_text=recipe_text_of(recipe), say=say)
         run_all(folder, plans, jobs=jobs, threads=threads, watch=watch or _quiet, track=track)
@@ -148,6 +147,40 @@ def _plans(loaded: Loaded, seeds: Sequence[int], *, aa: bool, where: Mapping[str
         again = loaded.plan(arm=control, seed=seed, changes=fresh, **where)
         plans["again", seed] = again.model_copy(update={"arm": "again"})
     return plans
+
+
+def check_data(plans: Sequence[RunPlan]) -> dict[str, BuiltStream]:
+    """Raise what missing or bad data of any plan raise, before anything starts; return the last stage's stream by arm."""
+    found: dict[str, BuiltStream] = {}
+    readers: dict[str, BuiltStream] = {}
+    for plan in plans:
+        for name in dict.fromkeys(stage.stream for stage in plan.stages):
+            key = f"{name} {plan.streams[name].model_dump_json()} {plan.evaluate.model_dump_json()} {plan.stages[-1].stream}"
+            if key not in found:
+                found[key] = build_stream(name, plan.streams[name])
+                check_held_out(plan, found[key])
+            if name == plan.stages[-1].stream:
+                readers[plan.arm] = found[key]
+    return readers
+
+
+def _check_tokenizers(plans: Sequence[RunPlan], readers: Mapping[str, BuiltStream], study: StudySpec) -> None:
+    """Raise ConfigError if the arms' tokenizers are such that no number compares them."""
+    tokenizers = {arm: reader.tokenizer.fingerprint() for arm, reader in readers.items() if reader.tokenizer}
+    if len(set(tokenizers.values())) < 2:
+        return
+    if study.metric == "test_loss_nats":
+        raise ConfigError(
+            "study.metric: nats per token compare only where tokens are the same, and the arms have other tokenizers "
+            f"({', '.join(f'{arm}: {tokenizer}' for arm, tokenizer in tokenizers.items())}); take test_bits_per_byte"
+        )
+    for plan in plans:
+        lost = text_lost(plan, readers[plan.arm])
+        if lost and not study.lossy_tokenizers:
+            raise ConfigError(
+                f"arm {plan.arm}: {lost}, but the arms of this study have other tokenizers; take one without loss (`seedbed "
+                "tokenizer check` shows what is lost), or set study.lossy_tokenizers: true if that is what you study"
+            )
 
 
 def _design(
@@ -318,10 +351,13 @@ def run_search(
     Raises RefusedError if the folder holds another search.
     """
     facts = {**facts, "plans": {f"{a}/{s}": p.fingerprint() for (a, s), p in plans.items()}}
+    check_data(list({arm: plan for (arm, _), plan in plans.items()}.values()))
     with locked(folder):
         known = folder / name
         if known.is_file() and read_json(known, advice="give another --out") != json.loads(json.dumps(facts)):
             raise RefusedError(f"{folder} holds another search; give another --out")
+        if not known.is_file() and any(p for p in folder.iterdir() if not p.name.startswith(".")):
+            raise RefusedError(f"{folder} is not empty and holds no search; nothing is overwritten: give another --out")
         write_json(known, facts)
         recipe_text = recipe_text_of(recipe)
         write_whole(folder / "recipe.yaml", recipe_text)

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from seedbed import tokenizers
-from seedbed.core.errors import RefusedError
 from seedbed.core.records import Document
-from seedbed.experiments.prepare import Preparation, documents_of
-from seedbed.tokenizers.training import check_tokenizer, save_tokenizer, train_tokenizer
+from seedbed.experiments.prepare import Preparation, documents_of, look_at
+from seedbed.tokenizers.training import check_tokenizer, check_tokenizer_place, save_tokenizer, train_tokenizer
 
 
 def train(
@@ -26,8 +25,7 @@ def train(
 
     Raises RefusedError if `out` exists.
     """
-    if Path(out).is_file():
-        raise RefusedError(f"{out} exists already and nothing is overwritten; give another --out")
+    check_tokenizer_place(Path(out))
     texts = (d.text for d in _documents(paths, text_key=text_key, meta={}))
     made = train_tokenizer(texts, kind=kind, vocab_size=vocab_size, special_tokens=special_tokens)  # type: ignore[arg-type]
     save_tokenizer(made, Path(out), boundary=special_tokens[0])
@@ -35,11 +33,16 @@ def train(
 
 
 def check(
-    tokenizer: str, paths: Sequence[str | Path], *, text_key: str = "text", meta: Mapping[str, str] | None = None
+    tokenizer: str,
+    paths: Sequence[str | Path],
+    *,
+    boundary: str | None = None,
+    text_key: str = "text",
+    meta: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return what a tokenizer ("bytes" or a file) makes of the documents of the paths, ready for JSON."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    part = Preparation(paths=("-",), tokenizer=tokenizer).tokenizer_part
+    part = Preparation(paths=("-",), tokenizer=tokenizer, boundary=boundary).tokenizer_part
     found = check_tokenizer(
         tokenizers.parts.build(part, path="tokenizer"), _documents(paths, text_key=text_key, meta=meta or {})
     )
@@ -48,5 +51,6 @@ def check(
 
 def _documents(paths: Sequence[str | Path], *, text_key: str, meta: Mapping[str, str]) -> Iterator[Document]:
     asked = Preparation(paths=tuple(map(str, paths)), text_key=text_key, meta=dict(meta))
+    look_at(asked)
     for path in asked.paths:
         yield from documents_of(path, asked)

@@ -16,6 +16,7 @@ from typing import Any
 from seedbed import trackers
 from seedbed.core.durable import locked
 from seedbed.core.errors import DataError, InterruptedRunError, SeedbedError
+from seedbed.core.places import homeless
 from seedbed.core.protocols import Tracker, TrackerKind
 from seedbed.core.run_record import RunRecord
 from seedbed.experiments.recipe import RunPlan, read_plan
@@ -155,7 +156,7 @@ def _without_secrets(value: Any) -> Any:
     for name, secret in os.environ.items():
         if _SECRET_VARIABLE.search(name) and len(secret) >= _SHORTEST_SECRET:
             value = value.replace(secret, f"${name}")
-    return _SECRET_IN_ADDRESS.sub(r"\1...", value.replace(str(Path.home()), "~"))
+    return _SECRET_IN_ADDRESS.sub(r"\1...", homeless(value))
 
 
 def _in_words(error: Exception) -> str:

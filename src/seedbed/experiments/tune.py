@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seedbed.core.durable import write_json
+from seedbed.core.durable import check_place, write_json
 from seedbed.core.errors import ConfigError
 from seedbed.engine.precision import available_threads
 from seedbed.experiments.assemble import check_parts
@@ -63,6 +63,7 @@ def tune(
                 check_parts(plans[name, seed])
     _check_fair(spec)
     folder = Path(out) if out else Path("runs") / f"{loaded.recipe.name}-tuning"
+    check_place(folder, folder=True)
     run_search(
         folder,
         name="tune.json",

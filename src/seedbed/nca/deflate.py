@@ -8,7 +8,8 @@ Formats: RFC 1951 (deflate), RFC 1952 (gzip).
 
 import numpy as np
 from jaxtyping import UInt8
-from numba import njit
+
+from seedbed.core.compiled import compiled
 
 GZIP_BYTES = 18  # header and trailer of the gzip container
 
@@ -79,13 +80,13 @@ def gzip_length(data: UInt8[np.ndarray, "B"]) -> int:
     return GZIP_BYTES + int(deflate_bytes(padded, len(data), np.empty(max(1, len(data)), dtype=np.int32), scratch()))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def _key(count, depth, node):
     """Ordered as zlib orders its heap: by count, then by depth. `node` rides along."""
     return (count << np.int64(24)) | (depth << np.int64(12)) | node
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _sift(heap, size, k):
     """Let entry k sink. Ties go to the entry that comes up: count and depth are compared, the node is not."""
     low = np.int64(12)
@@ -103,7 +104,7 @@ def _sift(heap, size, k):
     heap[k] = moved
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _code(counts, elements, extra, longest, bits, heap, parent, order, length):
     """Fill `bits` with the lengths of zlib's Huffman code; return (last used symbol, bits of the coded symbols).
 
@@ -184,7 +185,7 @@ def _code(counts, elements, extra, longest, bits, heap, parent, order, length):
     return last, total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _count_lengths(bits, last, counts):
     """Count the symbols with which a code's lengths are sent: a length, 16 (again), 17 and 18 (runs of zeros)."""
     previous = np.int64(-1)
@@ -217,7 +218,7 @@ def _count_lengths(bits, last, counts):
             most, least = 7, 4
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _block_bits(bits_before, stored, memory):
     """Bits after a block whose symbols are counted in `memory`; `stored` is its number of bytes. Clears the counts."""
     _, literals, distances, lengths, literal_bits, distance_bits, length_bits, heap, parent, order, deep = memory
@@ -254,7 +255,7 @@ def _block_bits(bits_before, stored, memory):
     return bits_before + 3 + (fixed if fixed_bytes <= own_bytes else own)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def deflate_bytes(data, size, chain, memory):
     """Length in bytes of the deflate stream of data[:size]; `data` goes on with zeros, `chain` has room for `size`."""
     newest, literals, distances = memory[0], memory[1], memory[2]

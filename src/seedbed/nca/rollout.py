@@ -12,8 +12,8 @@ Letters: F frames, G grid side, N states, H hidden values.
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-from numba import njit
 
+from seedbed.core.compiled import compiled
 from seedbed.nca.lanes import LANES, add_rows, foremost, lone_lane
 from seedbed.nca.rule import HIDDEN, LOGIT_BITS, Rule, mix, word
 from seedbed.nca.tables import FRACTION_BITS, GUMBEL, INDEX_BITS, NORMAL, tables
@@ -23,7 +23,7 @@ _ONE, _TWO = np.uint64(1), np.uint64(2)
 START, STEPS = np.uint64(0x5EED), np.uint64(0x57E9)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def fill_start(key, uniform, normal, gumbel, logits, out):
     """Fill the first state of every cell. Published: one softmax(g), g ~ N(0, I), for the whole grid; else uniform."""
     key = mix(key ^ START)
@@ -42,7 +42,7 @@ def fill_start(key, uniform, normal, gumbel, logits, out):
         out[cell] = best
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _cell_logits(padded, at, side, table, bias_H, out_NH, out_bias_N, hidden, logits):
     """Exact logits of the cell whose upper left neighbor stands at `at` of the padded grid."""
     n = logits.size
@@ -59,7 +59,7 @@ def _cell_logits(padded, at, side, table, bias_H, out_NH, out_bias_N, hidden, lo
         logits[s] = total
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _pad(grid, side, padded):
     """Copy a grid, the torus closed by a frame of copies."""
     width = side + 2
@@ -73,7 +73,7 @@ def _pad(grid, side, padded):
         padded[(side + 1) * width + column] = padded[width + column]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def float_error(table, bias_H, out_NH, out_bias_N):
     """Return by how much the difference of two float32 logits may be off, from the largest sums that the rule allows."""
     n = out_bias_N.size
@@ -94,7 +94,7 @@ def float_error(table, bias_H, out_NH, out_bias_N):
     return most * 64 * 2.0**-24  # twice (two logits) at most 20 roundings, and room
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _as_reals(out_NH, out_bias_N, weights, offsets):
     """Fill float32 copies of the last layer, in blocks of LANES states; lanes without a state can never be best."""
     n = out_bias_N.size
@@ -105,7 +105,7 @@ def _as_reals(out_NH, out_bias_N, weights, offsets):
             weights[place] = np.float32(out_NH[s, h]) if s < n else np.float32(0)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _decided(hidden_H, weights, offsets, state, extra, margin):
     """The state whose float32 logit leads by more than the margin, or -1 if none does."""
     best, found = np.float32(-3e38), np.int64(-1)
@@ -120,7 +120,7 @@ def _decided(hidden_H, weights, offsets, state, extra, margin):
     return found
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _update(grid, out, side, rule, slack, key, temperature, bias, gumbel, memory):
     """One update; return whether every cell was decided by its logits alone, without noise."""
     table, bias_H, out_NH, out_bias_N = rule
@@ -173,7 +173,7 @@ def _update(grid, out, side, rule, slack, key, temperature, bias, gumbel, memory
     return sure
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def run_frames(grid, frames, burn_in, stride, first_update, side, rule, slack, key, temperature, bias, gumbel, memory):
     """Fill `frames` from `grid` on, which is used up. A grid that stands still without noise stays for ever.
 
@@ -197,14 +197,14 @@ def run_frames(grid, frames, burn_in, stride, first_update, side, rule, slack, k
             frames[f, c] = grid[c]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def aligned(raw):
     """Return the part of `raw` (four bytes an entry) from its first whole cache line on, LANES entries shorter."""
     start = (64 - raw.ctypes.data % 64) % 64 // 4
     return raw[start : start + raw.size - LANES]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def working_memory(side, states):
     """Return what `run_frames` writes on, for one thread at a time: the next grid, then what an update needs."""
     blocks = (states + LANES - 1) // LANES
@@ -218,7 +218,7 @@ def working_memory(side, states):
     )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _roll(grid, frames, burn_in, stride, first_update, side, table, bias_H, out_NH, out_bias_N, key, temperature, bias, gumbel):
     rule = (table, bias_H, out_NH, out_bias_N)
     slack = float_error(table, bias_H, out_NH, out_bias_N)
@@ -275,7 +275,7 @@ def roll_out(
     return kept.reshape(frames, side, side)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _all_logits(grid, side, table, bias_H, out_NH, out_bias_N, out):
     padded, hidden = working_memory(side, out_bias_N.size)[1][:2]
     _pad(grid, side, padded)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seedbed.core.durable import refuse_existing, whole_file
+from seedbed.core.durable import check_place, whole_file
 from seedbed.core.errors import ConfigError
 from seedbed.nca.automaton import Automaton
 
@@ -36,7 +36,7 @@ def write_rows(
 
     Raises RefusedError if the file exists, ConfigError if the disk has no room for it.
     """
-    refuse_existing(out)
+    check_place(out)
     tokens = frames * automaton.patches.frame_tokens
     there = next(p for p in out.absolute().parents if p.exists())
     needed, free = 4 * rows * tokens, shutil.disk_usage(there).free

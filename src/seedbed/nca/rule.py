@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, Int64
-from numba import njit
 
+from seedbed.core.compiled import compiled
 from seedbed.nca.tables import FRACTION_BITS, INDEX_BITS, TRUNCATED_NORMAL, tables
 
 SQUEEZE, HIDDEN = 4, 16
@@ -38,7 +38,7 @@ class Rule(NamedTuple):
     out_bias_N: Int64[np.ndarray, "N"]  # LOGIT_BITS
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def mix(key: np.uint64) -> np.uint64:
     """The finalizer of splitmix64: a bijection of 64-bit words that scatters neighboring inputs."""
     key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -46,13 +46,13 @@ def mix(key: np.uint64) -> np.uint64:
     return key ^ (key >> np.uint64(31))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def word(key: np.uint64, counter: np.uint64) -> np.uint64:
     """64 random bits for (key, counter)."""
     return mix(key + _GOLDEN * (counter + np.uint64(1)))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def draw_weights(key, scales, split_bits, split_mask, table, first, second, third):
     """Fill the three layers with weights drawn in the order (kernel row, kernel column, in, out)."""
     shift = np.uint64(64 - INDEX_BITS)
@@ -67,7 +67,7 @@ def draw_weights(key, scales, split_bits, split_mask, table, first, second, thir
             counter += np.uint64(1)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def compose_table(first_KCS, second_SH, wrap_states, out_KNH):
     """Fill the composed table of the first two layers; with `wrap_states`, channels are [n-1, 0..n-1, 0]."""
     drop = np.int64(2 * FRACTION_BITS - HIDDEN_BITS)

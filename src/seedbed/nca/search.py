@@ -6,8 +6,8 @@ Letters: R rows, F frames, C cells, T tokens, P patches.
 """
 
 import numpy as np
-from numba import njit
 
+from seedbed.core.compiled import compiled
 from seedbed.nca.deflate import GZIP_BYTES, deflate_bytes
 from seedbed.nca.lanes import LANES
 from seedbed.nca.rollout import aligned, fill_start, float_error, run_frames, working_memory
@@ -16,7 +16,7 @@ from seedbed.nca.rule import HIDDEN, SQUEEZE, compose_table, draw_weights, mix
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def encode_frames(frames_FC, side, patch, states, tokens, framed):
     """Fill `tokens` with patch tokens frame by frame, with delimiters if `framed` (see patches.Patches)."""
     across = side // patch
@@ -39,7 +39,7 @@ def encode_frames(frames_FC, side, patch, states, tokens, framed):
             at += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def tokens_gzip(tokens, data, chain, memory):
     """Length of the gzip file of int32 little-endian tokens; `data` is four bytes a token, and zeros beyond."""
     for i in range(tokens.size):
@@ -48,7 +48,7 @@ def tokens_gzip(tokens, data, chain, memory):
     return GZIP_BYTES + deflate_bytes(data, 4 * tokens.size, chain, memory)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def gzip_lengths(tokens_RP, memory, lengths_R):
     """Fill `lengths_R` with the gzip lengths of rows of patch tokens."""
     data = np.zeros(4 * tokens_RP.shape[1] + 300, dtype=np.uint8)
@@ -57,7 +57,7 @@ def gzip_lengths(tokens_RP, memory, lengths_R):
         lengths_R[r] = tokens_gzip(tokens_RP[r], data, chain, memory)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def make_rows(
     rule_index,  # R: index of the rule
     start_base,  # R: base of the keys of the shown roll-out

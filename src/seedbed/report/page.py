@@ -15,7 +15,8 @@ from markupsafe import Markup
 from seedbed.core.durable import write_whole
 from seedbed.core.errors import DataError
 from seedbed.core.json_files import read_object
-from seedbed.core.run_record import RunRecord
+from seedbed.core.places import homeless
+from seedbed.core.run_record import RunRecord, loss_of_text
 from seedbed.report import figures as draw
 
 _UNITS = {"test_bits_per_byte": "bits per byte", "test_loss_nats": "nats per token"}
@@ -101,13 +102,13 @@ def write_run_page(folder: Path) -> Path:
         kind="run",
         title=f"{final['name']}, arm {final['arm']}, seed {final['seed']}",
         name=final["name"],
-        verdict=[verdict],
+        verdict=[verdict, *filter(None, [loss_of_text(test or {})])],
         tone="undecided",
         data=None,
         unit="bits per byte",
         figures=made,
         stage0=final["stage0"],
-        givers={stage: {**g, "from": _homeless(g["from"])} for stage, g in final.get("givers", {}).items()},
+        givers={stage: {**g, "from": homeless(g["from"])} for stage, g in final.get("givers", {}).items()},
         spikes=final.get("spikes", []),
         exhibits=_exhibits([record]),
         samples={final["arm"]: final.get("samples", [])},
@@ -134,9 +135,9 @@ def _write(folder: Path, *, figures: list[draw.Figure], stage0: Mapping[str, Any
         lstrip_blocks=True,
     )
     environment.filters |= {"grouped": lambda n: f"{n:,.0f}", "flops": lambda x: f"{x:.3g}", "signed": lambda x: f"{x:+.4f}"}
-    content["resolved"] = {arm: _homeless(text) for arm, text in content["resolved"].items()}
+    content["resolved"] = {arm: homeless(text) for arm, text in content["resolved"].items()}
     if content["data"]:
-        content["data"] = {**content["data"], "command": _homeless(content["data"]["command"])}
+        content["data"] = {**content["data"], "command": homeless(content["data"]["command"])}
     html = environment.get_template("page.html").render(
         figures={f.name: {"caption": f.caption, "svg": Markup(f.svg)} for f in figures},
         stage0=stage0,
@@ -145,11 +146,6 @@ def _write(folder: Path, *, figures: list[draw.Figure], stage0: Mapping[str, Any
     )
     write_whole(folder / "report.html", html)
     return folder / "report.html"
-
-
-def _homeless(text: str) -> str:
-    """A page may be shown around: the home folder is not named."""
-    return text.replace(str(Path.home()), "~")
 
 
 def _tone(data: Mapping[str, Any]) -> str:

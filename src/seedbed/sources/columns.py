@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from seedbed.core.durable import whole_folder
+from seedbed.core.durable import refuse_existing, whole_folder
 from seedbed.core.errors import ConfigError, DataError, nearest
 from seedbed.core.json_files import read_object
 
@@ -76,6 +76,11 @@ def write_column(
         split: np.array([codes[str(values[i])] if labels else float(values[i]) for i in some], dtype="<f8")
         for split, some in ids.items()
     }
+    endless = next(
+        (i for split, some in ids.items() for i, v in zip(some, arrays[split], strict=True) if not np.isfinite(v)), None
+    )
+    if endless is not None:
+        raise DataError(f"the column {name!r} has {values[endless]} for {endless!r}; a value is a finite number or a label")
     facts = {"name": name, "labels": list(labels), "made_by": made_by, "shards": shards_hash(manifest)}
     return _write(folder / "columns" / name, arrays, facts)
 
@@ -101,9 +106,25 @@ def read_order(folder: Path, name: str, manifest: Mapping[str, Any]) -> dict[str
     return _read(folder / "orders" / name, manifest, what="order", dtype="<i8")[1]
 
 
+def check_column_place(folder: Path, name: str) -> None:
+    """Raise ConfigError for a name that no column may have, RefusedError if there is one already."""
+    _check_name(name)
+    refuse_existing(folder / "columns" / name, empty=True)
+
+
+def check_order_place(folder: Path, name: str) -> None:
+    """Raise as `check_column_place` does, of an order."""
+    _check_name(name)
+    refuse_existing(folder / "orders" / name, empty=True)
+
+
+def _check_name(name: str) -> None:
+    if re.fullmatch(r"[A-Za-z0-9_-]+", name) is None:
+        raise ConfigError(f"a column's or order's name is letters, digits, - and _; got {name!r}")
+
+
 def _write(place: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Path:
-    if re.fullmatch(r"[A-Za-z0-9_-]+", place.name) is None or place.parent.name not in ("columns", "orders"):
-        raise ConfigError(f"a column's or order's name is letters, digits, - and _; got {place.name!r}")
+    _check_name(place.name)
     with whole_folder(place) as folder:
         for split, array in arrays.items():
             (folder / f"{split}.bin").write_bytes(array.tobytes())

@@ -245,7 +245,8 @@ class ShardStore:
         return self._ends[split]
 
     def document(self, split: str, number: int) -> Document:
-        """Return a document: its text decoded, its ids (without the boundary) and its bytes as data."""
+        """Return a document: its text decoded; its ids (without the boundary), its bytes and whether the text as it was
+        prepared was another as data."""
         if not 0 <= number < len(self.offsets(split)) - 1:
             raise IndexError(number)
         at = bisect_right(self._first[split], number) - 1
@@ -263,7 +264,11 @@ class ShardStore:
             id=line["id"],
             text=text,
             turns=tuple(turns),
-            data={"ids": ids_T, "bytes": int(shard.records["bytes"][inside])},
+            data={
+                "ids": ids_T,
+                "bytes": int(shard.records["bytes"][inside]),
+                "changed": content_key(text) != tuple(map(int, shard.records["key"][inside])),  # by the tokenizer
+            },
             meta={**line.get("meta", {}), **joined},
         )
 

@@ -60,7 +60,8 @@ class TokenizerFile:
             if (ids_T == self.boundary_id).any():
                 raise DataError(
                     f"{self._file} turns a piece of the text {text[:40]!r} into its boundary {self._boundary!r}, so the "
-                    "text would fall into two documents; set `boundary` to another special token, or mend the text"
+                    "text would fall into two documents; name another special token as the boundary (`boundary` in a recipe, "
+                    "--boundary of a command), or mend the text"
                 )
         return ids
 
@@ -186,8 +187,8 @@ class TokenizerFile:
             if token in there:
                 return token
         raise ConfigError(
-            f"{self._file} does not say which special token stands in front of a document; set `boundary` to one of its "
-            f"special tokens ({', '.join(sorted(there)) or 'it has none: add one and save the file again'})"
+            f"{self._file} does not say which special token stands in front of a document; name one of its special tokens "
+            f"as `boundary` (--boundary of a command): {', '.join(sorted(there)) or 'it has none, so add one'}"
         )
 
     def _beside(self, name: str) -> dict[str, Any]:

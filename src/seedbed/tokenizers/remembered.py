@@ -13,9 +13,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 from jaxtyping import Int32
+
+from seedbed.core.compiled import compiled
 
 _MOST_BYTES = 2**26  # remembered text; beyond that all is forgotten (ids stay the same)
 _FIRST_BYTES = 2**14
@@ -87,7 +88,7 @@ class Remembered:
         _enter(text, ends, first, self._slots)
 
 
-@numba.njit(cache=True)
+@compiled
 def _looked_up(text_B, ends_N, known_text, ends_of_text_E, known_ids, ends_of_ids_E, slots_M):
     """The ids of all texts, where each text's end, and the spans that are not known (ids are worth nothing if there are
     any)."""
@@ -120,7 +121,7 @@ def _looked_up(text_B, ends_N, known_text, ends_of_text_E, known_ids, ends_of_id
     return ids_T[:count].copy(), ends_of_ids_N, unknown[:missing]
 
 
-@numba.njit(cache=True)
+@compiled
 def _stretch(text_B, start, end):
     """Where the stretch that begins at `start` ends, and whether it is plain: printable ASCII and white space."""
     plain = True
@@ -134,7 +135,7 @@ def _stretch(text_B, start, end):
     return end, plain
 
 
-@numba.njit(cache=True)
+@compiled
 def _visible_after(text_B, i, end):
     """Whether the character that begins at byte i is surely no white space."""
     c = text_B[i]
@@ -147,7 +148,7 @@ def _visible_after(text_B, i, end):
     return not _white(c, d, e)
 
 
-@numba.njit(cache=True)
+@compiled
 def _visible_before(text_B, i, start):
     """Whether the character that ends before byte i is surely no white space."""
     c = text_B[i - 1]
@@ -160,7 +161,7 @@ def _visible_before(text_B, i, start):
     return i - 3 >= start and not _white(text_B[i - 3], text_B[i - 2], c)
 
 
-@numba.njit(cache=True)
+@compiled
 def _white(c, d, e):
     """Whether UTF-8 bytes begin with a white character beyond ASCII (or a half of one, which never stands in whole text)."""
     if c == 0xC2:
@@ -172,7 +173,7 @@ def _white(c, d, e):
     return c == 0xE3 and d == 0x80 and e == 0x80
 
 
-@numba.njit(cache=True)
+@compiled
 def _kind(c):
     """0 white, 1 letter, 2 digit, 3 anything else, of ASCII."""
     if c == 32 or 9 <= c <= 13:
@@ -182,7 +183,7 @@ def _kind(c):
     return 2 if 48 <= c <= 57 else 3
 
 
-@numba.njit(cache=True)
+@compiled
 def _piece(text_B, start, end):
     """Where the pattern's piece that begins at `start` ends; `end` is the end of the stretch.
 
@@ -207,7 +208,7 @@ def _piece(text_B, start, end):
     return i
 
 
-@numba.njit(cache=True)
+@compiled
 def _hashed(text_B, start, stop):
     """FNV-1a of 64 bits, mixed at the end."""
     h = np.uint64(14695981039346656037)
@@ -216,7 +217,7 @@ def _hashed(text_B, start, stop):
     return h ^ (h >> np.uint64(29))
 
 
-@numba.njit(cache=True)
+@compiled
 def _entry(text_B, start, stop, known_text, ends_of_text_E, slots_M):
     """The entry that holds these bytes, or _UNKNOWN."""
     mask = np.uint64(len(slots_M) - 1)
@@ -235,7 +236,7 @@ def _entry(text_B, start, stop, known_text, ends_of_text_E, slots_M):
         slot = (slot + np.uint64(1)) & mask
 
 
-@numba.njit(cache=True)
+@compiled
 def _enter(known_text, ends_of_text_E, first, slots_M):
     """Put the entries from `first` on into the table; all are new and different."""
     mask = np.uint64(len(slots_M) - 1)

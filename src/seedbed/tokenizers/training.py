@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from seedbed.core.durable import write_json, write_whole
-from seedbed.core.errors import ConfigError, DataError, RefusedError, nearest
+from seedbed.core.durable import check_place, write_whole
+from seedbed.core.errors import ConfigError, DataError, nearest
 from seedbed.core.protocols import Tokenizer
 from seedbed.core.records import Document
 
@@ -75,14 +75,22 @@ def save_tokenizer(tokenizer: "tokenizers.Tokenizer", out: Path, *, boundary: st
     specials = [t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special]
     if boundary not in specials:
         raise ConfigError(f"the boundary {boundary!r} is not a special token of the tokenizer; {nearest(boundary, specials)}")
+    file, config = check_tokenizer_place(out)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": boundary, "eos_token": boundary}
+    settings_text = json.dumps({**settings, "clean_up_tokenization_spaces": False}, indent=1) + "\n"
+    write_whole(config, settings_text, over=False)
+    write_whole(file, tokenizer.to_str(pretty=True), over=False)
+
+
+def check_tokenizer_place(out: Path) -> tuple[Path, Path]:
+    """Return the two files of a tokenizer at `out`. Raises RefusedError if one is there already or cannot be made."""
     file = out if out.suffix == ".json" else out / "tokenizer.json"
     config = file.with_name("tokenizer_config.json")
+    if out.suffix != ".json":
+        check_place(out, folder=True)
     for place in (file, config):
-        if place.exists():
-            raise RefusedError(f"{place} is there already, and a tokenizer is never overwritten; give another place")
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": boundary, "eos_token": boundary}
-    write_json(config, {**settings, "clean_up_tokenization_spaces": False})
-    write_whole(file, tokenizer.to_str(pretty=True))
+        check_place(place)
+    return file, config
 
 
 @dataclass(frozen=True, kw_only=True)
