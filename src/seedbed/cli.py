@@ -13,7 +13,7 @@ import typer
 
 from seedbed import __version__
 from seedbed.core.bounds import LARGEST_SEED, LONGEST_ROW, MOST_BYTES, MOST_ROWS, MOST_THREADS, MOST_WORKERS
-from seedbed.core.errors import ConfigError, InterruptedRunError, SeedbedError
+from seedbed.core.errors import ConfigError, InterruptedRunError, SeedbedError, is_out_of_memory
 from seedbed.core.registry import ALLOW_LOCAL_CODE
 from seedbed.core.speaking import LEFT, patient_streams
 from seedbed.core.variables import first_rank
@@ -144,6 +144,8 @@ def _ended() -> int:
         for word in sys.argv[1:]:
             _whole_text("an argument", word)
         code = app(standalone_mode=False)
+        if code == InterruptedRunError.exit_code:  # the parser's own way of ending at Ctrl-C, which is silent
+            _complain("interrupted; nothing more was written")
     except SeedbedError as e:
         _complain(str(e))
         code = e.exit_code
@@ -152,12 +154,16 @@ def _ended() -> int:
         _complain(f"{said.rstrip('.')}; `seedbed COMMAND --help` shows what is allowed".replace("\n", " "))
         code = 2
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted")
+        _complain("interrupted; nothing more was written")
         code = 130
     except OSError as e:
         _complain(f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}; mend that and try again")
         code = 1
-    except Exception as e:  # a fault of ours: still one paragraph, the traceback on request
+    except Exception as e:
+        if is_out_of_memory(e):
+            _complain("memory is used up; ask for less at a time, or take a larger machine (--dry-run tells what a run takes)")
+            return 1
+        # a fault of ours: still one paragraph, the traceback on request
         _complain(f"internal error, {type(e).__name__}: {e}; please report it with the output of `seedbed --debug ...`")
         code = 1
     return code or 0
@@ -532,7 +538,9 @@ def train(
     from seedbed.experiments.tokenizing import train as learn
 
     kept = _meta(meta)
-    learn(paths, out, kind=kind, vocab_size=vocab_size, special_tokens=special or ["<|endoftext|>"], text_key=text_key)
+    specials = special or ["<|endoftext|>"]
+    told = partial(print, file=sys.stderr, flush=True)
+    learn(paths, out, kind=kind, vocab_size=vocab_size, special_tokens=specials, text_key=text_key, say=told)
     _print_tokenizer_report(check(str(out), paths, text_key=text_key, meta=kept), as_json=as_json)
 
 

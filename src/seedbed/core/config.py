@@ -19,6 +19,7 @@ from seedbed.core.errors import ConfigError, DataError, nearest
 
 MAX_BYTES = 1_000_000
 MAX_ALIASES = 100
+_ONE_WORD = r"[^\s#:,&*!|>%@`\[\]{}]+"
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
@@ -60,8 +61,26 @@ def parse_yaml(text: str, *, name: str) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """Return a command-line value as YAML would read it: `1e-4` a number, `[a, b]` a list."""
-    return parse_yaml(f"value: {text}", name=f"the value {text!r}")["value"]
+    """Return a command-line value: `1e-4` a number, `null` nothing, `[a, b]` a list, `"1e-4"` a text, all as in YAML.
+
+    What begins with none of the signs of a list, mapping or quoted text and is no single word is text as it stands, whatever
+    YAML would make of ` #`, `: `, `*` or `@` in it. Raises ConfigError for a list, mapping or quoted text that does not end
+    where the value ends.
+    """
+    name = f"the value {text!r}"
+    if text.strip()[:1] in tuple("[{'\""):
+        found = parse_yaml(f"value: {text}", name=name)["value"]
+        last = [t for t in YAML(typ="safe", pure=True).scan(f"value: {text}") if t.start_mark.index != t.end_mark.index][-1]
+        if last.end_mark.index < len(f"value: {text}".rstrip()):
+            raise ConfigError(f"{name} goes on after {found!r}; put a text with such signs into quotes of its own")
+        return found
+    if re.fullmatch(_ONE_WORD, text.strip()) is None:
+        return text if text.strip() else None
+    try:
+        found = parse_yaml(f"value: {text}", name=name)["value"]
+    except ConfigError:
+        return text
+    return found if found is None or isinstance(found, bool | int | float) else text
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:

@@ -50,6 +50,15 @@ class InterruptedRunError(SeedbedError):
     exit_code = 130
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up: Python's and numpy's own, torch's of a processor or of a GPU."""
+    said = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)  # torch.OutOfMemoryError is one
+        and ("out of memory" in said or "can't allocate memory" in said or "not enough memory" in said)
+    )
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint such as "did you mean 'grid'?"; if nothing is near, the known names."""
     known = sorted(known)

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -28,6 +29,21 @@ def _published(room: str) -> dict[str, str]:
     return {point.name: point.value for point in entry_points(group=f"seedbed.{room}")}
 
 
+@contextmanager
+def _others_code(what: str) -> Iterator[None]:
+    """Whatever goes wrong in code that is not ours is told with its place, as something that its author can mend."""
+    try:
+        yield
+    except Exception as e:
+        raise ConfigError(f"{what} cannot be loaded ({type(e).__name__}: {e}); mend it, or take it away") from e
+
+
+def _a_part(found: Any) -> type:
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise TypeError(f"it is {found!r:.60}, and a part is a frozen dataclass of settings")
+    return found
+
+
 class Registry:
     """The parts of one room: `name -> "module:Class"`, where Class is a frozen dataclass of settings."""
 
@@ -42,14 +58,18 @@ class Registry:
         return {**_published(self.room), **self._parts}
 
     def resolve(self, kind: str) -> type:
-        """Return the class of a part. Raises ConfigError for an unknown name, with the nearest right ones."""
+        """Return the class of a part. Raises ConfigError for an unknown name, with the nearest right ones, and for code that
+        cannot be loaded."""
         if ".py:" in kind:
             return self._local(kind)
         known = self._parts if kind in self._parts else self._known()
         if kind not in known:
             raise ConfigError(f"{self.room} has no part {kind!r}; {nearest(kind, known)}")
         module, _, name = known[kind].partition(":")
-        return getattr(importlib.import_module(module), name)
+        if kind in self._parts:
+            return getattr(importlib.import_module(module), name)
+        with _others_code(f"the part {self.room}.{kind} of the installed package {module.split('.')[0]}"):
+            return _a_part(getattr(importlib.import_module(module), name))
 
     def _local(self, kind: str) -> type:
         if os.environ.get(ALLOW_LOCAL_CODE) != "1":
@@ -59,10 +79,12 @@ class Registry:
         if not Path(file).is_file() or spec is None or spec.loader is None:
             raise DataError(f"the part {kind!r} names the file {file!r}, which is not there; give its path")
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        with _others_code(file):
+            spec.loader.exec_module(module)
         if not hasattr(module, name):
             raise ConfigError(f"{file} defines no {name!r}; {nearest(name, [n for n in vars(module) if n[0] != '_'])}")
-        return getattr(module, name)
+        with _others_code(f"{name} in {file}"):
+            return _a_part(getattr(module, name))
 
     def build(self, spec: str | Mapping[str, Any], *, path: str = "", shared: Mapping[str, Any] | None = None) -> Any:
         """Return the part that a recipe asks for: a name, or a mapping with `kind` and settings.

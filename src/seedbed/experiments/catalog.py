@@ -2,12 +2,14 @@
 
 import dataclasses
 import inspect
-import json
 from pathlib import Path
 from typing import Any
 
-from seedbed.core.errors import ConfigError, nearest
+from seedbed.core.bounds import range_of
+from seedbed.core.errors import ConfigError, DataError, SeedbedError, nearest
+from seedbed.core.json_files import read_object
 from seedbed.experiments.assemble import rooms
+from seedbed.experiments.comparison import FILE as COMPARISON
 from seedbed.experiments.recipe import load, shipped
 from seedbed.experiments.run import finished
 
@@ -25,7 +27,7 @@ class PartFacts:
 
 
 def parts() -> list[PartFacts]:
-    """Return every registered part of every room."""
+    """Return every registered part of every room; of one whose code cannot be loaded the summary says why."""
     return [_facts(room, name) for room, registry in rooms().items() for name in registry]
 
 
@@ -86,7 +88,10 @@ def methods_page() -> str:
 
 
 def _facts(room: str, name: str) -> PartFacts:
-    part: Any = rooms()[room].resolve(name)
+    try:
+        part: Any = rooms()[room].resolve(name)
+    except ConfigError as e:
+        return PartFacts(room=room, name=name, module="", summary=f"not to be used: {e}", settings={}, doc=str(e))
     module = inspect.getmodule(part)
     doc = inspect.getdoc(module) or ""
     return PartFacts(
@@ -94,13 +99,18 @@ def _facts(room: str, name: str) -> PartFacts:
         name=name,
         module=part.__module__,
         summary=" ".join(doc.split("\n\n")[0].split()),
-        settings={f.name: (_kind(f.type), _default(f)) for f in dataclasses.fields(part) if f.init},
+        settings={f.name: (_kind(f.type) + _range(f), _default(f)) for f in dataclasses.fields(part) if f.init},
         doc=doc,
     )
 
 
 def _kind(kind: Any) -> str:
     return kind.__name__ if inspect.isclass(kind) and not hasattr(kind, "__args__") else str(kind).replace("typing.", "")
+
+
+def _range(f: "dataclasses.Field[Any]") -> str:
+    allowed = range_of(f)
+    return f" in {allowed}" if allowed else ""
 
 
 def _default(f: "dataclasses.Field[Any]") -> str:
@@ -110,15 +120,28 @@ def _default(f: "dataclasses.Field[Any]") -> str:
 
 
 def runs(folder: Path) -> list[dict[str, str]]:
-    """Return run and study folders below a folder with what became of them."""
+    """Return run and study folders below a folder with what became of them; of one that cannot be read, why."""
     found = []
     for file in sorted([*folder.rglob("resolved.yaml"), *folder.rglob("study.json")]):
-        place = file.parent
-        if file.name == "study.json":
-            verdict = place / "comparison.json"
-            status = json.loads(verdict.read_text())["verdict"] if verdict.is_file() else "study, not ended"
-        else:
-            final = finished(place)
-            status = final["status"] if final else "not ended"
-        found.append({"folder": str(place), "status": status})
+        try:
+            status = _verdict(file.parent) if file.name == "study.json" else _status(file.parent)
+        except SeedbedError as e:
+            status = f"broken: {e}"
+        found.append({"folder": str(file.parent), "status": status})
     return found
+
+
+def _verdict(study: Path) -> str:
+    file = study / COMPARISON
+    if not file.is_file():
+        return "study, not ended"
+    advice = f"write it again with `seedbed resume {study}`"
+    verdict = read_object(file, advice=advice).get("verdict")
+    if not isinstance(verdict, str):
+        raise DataError(f"{file} says no verdict; {advice}")
+    return verdict
+
+
+def _status(run: Path) -> str:
+    final = finished(run)
+    return str(final["status"]) if final else "not ended"

@@ -19,6 +19,7 @@ from seedbed.experiments.borders import check_givers
 from seedbed.experiments.carried import Reader, reader_of
 from seedbed.experiments.comparison import Comparison
 from seedbed.experiments.feedback import FILE, append
+from seedbed.experiments.memory import check_fits
 from seedbed.experiments.prepare import Preparation, documents_of
 from seedbed.experiments.readings import check_held_out
 from seedbed.experiments.recipe import RunPlan, load, read_plan, recipe_text_of
@@ -65,9 +66,10 @@ def run(
     checked_kinds(track)
     folder = Path(out) if out else Path("runs") / plan.name / plan.arm / f"seed-{plan.seed}"
     refuse_taken(folder)
-    for name, spec in plan.streams.items():
-        if any(stage.stream == name for stage in plan.stages):
-            check_held_out(plan, build_stream(name, spec))  # missing or bad data is found before a folder is made
+    built = {name: build_stream(name, plan.streams[name]) for name in dict.fromkeys(s.stream for s in plan.stages)}
+    for stream in built.values():
+        check_held_out(plan, stream)  # missing or bad data is found before a folder is made
+    check_fits(plan, built, join_ranks())
     create(plan, folder, recipe_text=recipe_text_of(recipe))
     return execute(folder, say=say, sitting=Sitting(track=tuple(track)))
 

@@ -1,14 +1,23 @@
-"""What memory this process has taken, and how much it may take."""
+"""What memory this process has taken, how much it may take, and what cannot fit."""
 
 import gc
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from seedbed.core.errors import ConfigError
+from seedbed.engine.precision import settled_device, settled_shards
+from seedbed.engine.ranks import Ranks
+from seedbed.experiments.assemble import build_model, trained_of
+from seedbed.experiments.recipe import RunPlan
+from seedbed.experiments.streams import BuiltStream
+
+_ROW_BYTES, _TOKEN_BYTES = 500, 12  # of a row of a step, before it is in a batch: shown tokens, targets, weights
 
 
 def memory_bytes() -> float | None:
@@ -36,6 +45,33 @@ def _group_limits() -> Iterator[Path]:
             name = "memory.limit_in_bytes" if kinds else "memory.max"
             here = root / path.lstrip("/")
             yield from (folder / name for folder in (here, *here.parents) if folder.is_relative_to(root))
+
+
+def check_fits(plan: RunPlan, built: Mapping[str, BuiltStream], ranks: Ranks, *, shard: str | None = None) -> None:
+    """Raise ConfigError, before anything is written, for a stage that no way of computing fits into this machine.
+
+    That is less than what it will take: its weights and gradients, and its rows as tokens. `--dry-run` estimates the whole.
+    """
+    shards, device = settled_shards(shard or plan.shard, ranks), torch.device(settled_device(plan.device))
+    for spec in plan.stages:
+        stream = built[spec.stream].stream
+        with torch.device("meta"):
+            model = build_model(plan, vocab_size=stream.vocab_size)
+        weights = sum(p.numel() for p in model.parameters())
+        rows = -(-stream.batch_size // ranks.size) * (_ROW_BYTES + _TOKEN_BYTES * stream.seq_len)
+        for what, needed, limit in (
+            (
+                "weights and gradients",
+                4 * (weights + sum(p.numel() for _, p in trained_of(spec, model))) / shards,
+                memory_limit(device),
+            ),
+            ("rows of a step", rows, memory_bytes()),
+        ):
+            if limit is not None and needed > limit:
+                raise ConfigError(
+                    f"stage {spec.name}: its {what} alone take {needed / 2**30:,.1f} GiB, and there are {limit / 2**30:,.1f}; "
+                    "take a smaller model, batch_size or seq_len, split it over ranks (--shard), or take a larger machine"
+                )
 
 
 def memory_limit(device: torch.device) -> float | None:

@@ -15,6 +15,7 @@ import numpy as np
 from seedbed.core.durable import write_whole
 from seedbed.core.errors import ConfigError, DataError
 from seedbed.core.ledger import Ledger
+from seedbed.core.protocols import Tokenizer
 from seedbed.core.records import Cost, Document
 from seedbed.core.run_record import loss_of_text
 from seedbed.engine.held_out import likeliest, row_nats
@@ -48,6 +49,16 @@ def check_held_out(plan: RunPlan, built: BuiltStream) -> None:
                 f"larger {part}_share, or "
                 "name other sets under evaluate.sets"
             )
+        if built.tokenizer is not None and not any(_gives_tokens(built.tokenizer, d) for d in corpus.documents(part)):
+            raise DataError(
+                f"the held-out set {name!r} gives no token in its {part} part; give more documents, or a tokenizer that knows "
+                "their text"
+            )
+
+
+def _gives_tokens(tokenizer: Tokenizer, document: Document) -> bool:
+    ids = document.data.get("ids")
+    return len(tokenizer.encode(document.text) if ids is None else ids) > 0
 
 
 def text_lost(plan: RunPlan, built: BuiltStream) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 from seedbed.core.draws import key
 from seedbed.core.durable import check_place, locked, write_json, write_whole
-from seedbed.core.errors import InterruptedRunError, RefusedError, RunFailedError, StoppedRunError
+from seedbed.core.errors import InterruptedRunError, RefusedError, RunFailedError, StoppedRunError, is_out_of_memory
 from seedbed.core.ledger import Ledger
 from seedbed.core.records import Cost
 from seedbed.core.run_record import RunRecord
@@ -38,6 +38,7 @@ from seedbed.experiments.carried import carry
 from seedbed.experiments.environment import commit, environment
 from seedbed.experiments.feedback import Feedback
 from seedbed.experiments.journal import Log, Metrics
+from seedbed.experiments.memory import check_fits
 from seedbed.experiments.readings import (
     against_floors,
     check_held_out,
@@ -164,6 +165,15 @@ def execute(folder: Path, *, say: Callable[[str], None] = print, sitting: Sittin
             except OSError as e:
                 log(f"stopped: {_no_space(e, folder)}")
                 raise _no_space(e, folder) from e
+            except (MemoryError, RuntimeError) as e:
+                if not is_out_of_memory(e):
+                    raise
+                stopped = StoppedRunError(
+                    f"memory is used up; go on with `seedbed resume {folder} --micro-batch-size N` on fewer rows at a time, or "
+                    "on a larger machine; `seedbed run --dry-run` tells what a recipe takes"
+                )
+                log(f"stopped: {stopped}")
+                raise stopped from e
     return RunResult(folder=folder, final=final)
 
 
@@ -229,6 +239,7 @@ def _run(
     extras.setdefault("waited", {})
     for b in built.values():
         check_held_out(plan, b)
+    check_fits(plan, built, ranks, shard=sitting.shard)
     if lost := text_lost(plan, built[plan.stages[-1].stream]):
         log(f"note: {lost}")
     ranks.wait()  # nobody writes below while another still reads

@@ -20,10 +20,12 @@ from seedbed.core.durable import check_place, locked, write_json, write_whole
 from seedbed.core.errors import ConfigError, DataError, InterruptedRunError, RefusedError, RunFailedError, SeedbedError
 from seedbed.core.json_files import read_json
 from seedbed.engine.precision import available_threads, settled_device
+from seedbed.engine.ranks import Ranks
 from seedbed.experiments.assemble import check_parts
 from seedbed.experiments.borders import check_givers
 from seedbed.experiments.comparison import Comparison, Design, compared, read_design, refuse_late_seeds
 from seedbed.experiments.environment import commit
+from seedbed.experiments.memory import check_fits
 from seedbed.experiments.readings import check_held_out, text_lost
 from seedbed.experiments.recipe import Loaded, RunPlan, StudySpec, load, parse_seeds, read_plan, recipe_text_of
 from seedbed.experiments.run import PARENT, STOPPING, create, finished
@@ -150,17 +152,19 @@ def _plans(loaded: Loaded, seeds: Sequence[int], *, aa: bool, where: Mapping[str
 
 
 def check_data(plans: Sequence[RunPlan]) -> dict[str, BuiltStream]:
-    """Raise what missing or bad data of any plan raise, before anything starts; return the last stage's stream by arm."""
+    """Raise what missing or bad data of any plan raise, and what cannot fit; return the last stage's stream by arm."""
     found: dict[str, BuiltStream] = {}
     readers: dict[str, BuiltStream] = {}
     for plan in plans:
+        built: dict[str, BuiltStream] = {}
         for name in dict.fromkeys(stage.stream for stage in plan.stages):
             key = f"{name} {plan.streams[name].model_dump_json()} {plan.evaluate.model_dump_json()} {plan.stages[-1].stream}"
             if key not in found:
                 found[key] = build_stream(name, plan.streams[name])
                 check_held_out(plan, found[key])
-            if name == plan.stages[-1].stream:
-                readers[plan.arm] = found[key]
+            built[name] = found[key]
+        check_fits(plan, built, Ranks())
+        readers[plan.arm] = built[plan.stages[-1].stream]
     return readers
 
 

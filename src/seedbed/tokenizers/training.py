@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Kind = Literal["bpe", "unigram", "wordpiece"]
 CONTINUING = "\u2040"  # "⁀", in front of a WordPiece piece within a word: no byte is written so, and no "##" of a text is one
 WORD_CHARS = 64  # WordPiece takes the cube of a word's length, so longer words (DNA, base64) are cut first
+LEARNT_CHARS = 1024  # the other trainers take its square: of longer words pieces are learnt from parts of this length
 
 
 def train_tokenizer(
@@ -229,9 +230,11 @@ def _wordpiece(texts: Iterator[str], *, words: Any, vocab_size: int, specials: l
 
 def _trained(model: Any, texts: Iterator[str], *, words: Any, trainer: Any) -> Any:
     import tokenizers
+    from tokenizers import pre_tokenizers
 
     raw = tokenizers.Tokenizer(model)
-    raw.pre_tokenizer = words
+    cut = pre_tokenizers.Split(tokenizers.Regex(f".{{1,{LEARNT_CHARS}}}"), "isolated")
+    raw.pre_tokenizer = pre_tokenizers.Sequence([words, cut])
     raw.train_from_iterator(texts, trainer)
     return raw
 
