@@ -255,6 +255,7 @@ def test_a_run_is_begun_looked_at_and_gone_on_with(recipe, corpus, tmp_path):
     assert _seedbed("resume", "r", cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("runs_here")
 def test_a_study_is_begun_checked_listed_and_shown(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(console, "estimate", _estimated)
@@ -313,6 +314,7 @@ def test_from_a_folder_to_shards_a_column_an_order_and_a_look(tmp_path):
     _fails(3, "inspect", "nca-text", "--step", "2", *options, cwd=tmp_path, saying="train-00000.bin was altered")
 
 
+@pytest.mark.slow
 def test_a_tokenizer_is_trained_checked_and_kept_with_the_shards(tmp_path):
     done = _seedbed("tokenizer", "train", "builtin:code", "--out", "t.json", "--vocab-size", "400", "--json", cwd=tmp_path)
     found = json.loads(done.stdout.splitlines()[-1])

@@ -157,6 +157,7 @@ def test_the_copy_of_a_checkpoint_is_counted(sized):
     assert (found["checkpoint"] - twice) * MIB == pytest.approx(sum(map(len, files)), rel=0.05)
 
 
+@pytest.mark.slow
 def test_ranks_share_rows_and_split_weights(sized):
     plan = _plan(sized, {"stages.soil.micro_batch_size": 1}, shard="all")
     (alone,), (shared,) = estimate(plan), estimate(plan, ranks=4)
@@ -175,6 +176,7 @@ def test_large_models_are_measured_on_two_blocks_and_small_ones_whole(sized, mon
     assert _one(sized, {"model.num_layers": 1}).how == "from 1 of 1 layers"
 
 
+@pytest.mark.slow
 def test_every_stage_is_estimated_and_a_mixture_with_feedback_too(recipe, mixed):  # noqa: F811
     assert [(s.stage, s.steps, s.tokens) for s in estimate(_plan(recipe))] == [("soil", 6, 768), ("text", 8, 1024)]
     found = _one(mixed, BY_LOSS)
@@ -215,6 +217,7 @@ def test_the_limit_is_the_least_of_machine_group_and_process(monkeypatch, tmp_pa
     assert memory_bytes() == 123456
 
 
+@pytest.mark.slow
 def test_nothing_is_changed_and_nothing_left_behind(sized, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))

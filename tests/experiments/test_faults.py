@@ -76,6 +76,7 @@ def test_killed_at_random_moments_a_run_goes_on_to_the_uninterrupted_result(stop
         runs += 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("runs_here")
 def test_a_killed_study_goes_on_to_the_same_numbers(a_study, tmp_path):
     whole, out = json.loads((a_study / "out/comparison.json").read_text()), tmp_path / "killed"

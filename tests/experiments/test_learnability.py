@@ -6,6 +6,7 @@ from seedbed.core.errors import ConfigError, RefusedError
 from seedbed.experiments.learnability import learnability_map
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("runs_here")
 def test_a_map_measures_every_setting_and_goes_on_where_it_stopped(tmp_path):
     sets = {"map.blocks": {"tiny": {"grid": {"streams.soil.source.states": [2, 3]}}}}

@@ -453,7 +453,7 @@ def test_columns_are_joined_by_id_and_orders_are_read_before_packing(tmp_path):
         columns.column_from_file(
             out, "half", _lines(tmp_path / "half.jsonl", [{"id": f"a.jsonl:{n}", "value": 1} for n in (2, 3, 4)])
         )
-    with pytest.raises(DataError, match="line 1: value None"):
+    with pytest.raises(DataError, match="line 1: its value is neither"):
         columns.column_from_file(out, "none", _lines(tmp_path / "none.jsonl", [{"id": "a.jsonl:1", "value": None}]))
     with pytest.raises(RefusedError, match="exists already"):
         columns.column_from_file(out, "score", scores)

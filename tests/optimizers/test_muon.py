@@ -169,6 +169,7 @@ def test_settings_out_of_range_are_refused(setting, said):
         Muon(**setting)
 
 
+@pytest.mark.slow
 def test_a_step_on_parameters_sharded_over_two_ranks_is_that_on_whole_ones():
     codes, said = ended(ranks(2, "tests.optimizers.test_muon"))
     assert codes == [0, 0], said

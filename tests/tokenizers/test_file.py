@@ -101,9 +101,9 @@ def test_a_boundary_that_is_given_wins_and_must_be_a_special_token(tmp_path):
 
 
 def test_without_a_boundary_the_special_tokens_are_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"set `boundary` to one of its special tokens \(<x>, <y>\)"):
+    with pytest.raises(ConfigError, match=r"name one of its special tokens as `boundary` .*: <x>, <y>"):
         _ = _write(tmp_path, _library("<y>", "<x>")).boundary_id
-    with pytest.raises(ConfigError, match="it has none: add one"):
+    with pytest.raises(ConfigError, match="it has none, so add one"):
         _ = _write(tmp_path, _library()).boundary_id
 
 

@@ -135,7 +135,7 @@ def test_a_tokenizer_is_saved_once_as_a_file_or_in_a_folder(tmp_path):
     assert one.special_tokens == {"bos_token": "[CLS]", "eos_token": "[CLS]"}
     (tmp_path / "b/tokenizer.json").unlink()
     for taken in ("a/mine.json", "a/other.json", "b"):
-        with pytest.raises(RefusedError, match="never overwritten"):
+        with pytest.raises(RefusedError, match="nothing is overwritten"):
             save_tokenizer(made, tmp_path / taken, boundary="[CLS]")
     with pytest.raises(ConfigError, match=r"'\[CSL\]' is not a special token.*did you mean '\[CLS\]'"):
         save_tokenizer(made, tmp_path / "c", boundary="[CSL]")

@@ -62,7 +62,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint such as "did you mean 'grid'?"; if nothing is near, the known names."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+    close = difflib.get_close_matches(name, [k for k in known if k != name], n=2, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     return "known: " + (", ".join(known) or "none")

@@ -111,8 +111,6 @@ def change_weights(folder: Path, weights: Mapping[str, Mapping[str, float]]) -> 
     Raises ConfigError for a stream or source that is not there, RefusedError if the run has ended.
     """
     plan = read_plan(folder)
-    if finished(folder) is not None:
-        raise RefusedError(f"the run in {folder} has ended; its weights can no longer be changed")
     for name, values in weights.items():
         if name not in plan.streams:
             raise ConfigError(f"no stream {name!r}; {nearest(name, plan.streams)}")
@@ -125,6 +123,8 @@ def change_weights(folder: Path, weights: Mapping[str, Mapping[str, float]]) -> 
             )
         check_weights(values)
     with locked(folder):
+        if finished(folder) is not None:
+            raise RefusedError(f"the run in {folder} has ended; its weights can no longer be changed")
         last = latest(folder / "checkpoints")
         at: dict[str, Any] = read_state(last)["counters"] if last else {"run_step": 0, "positions": {}}
         for name, values in weights.items():

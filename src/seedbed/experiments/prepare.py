@@ -119,7 +119,7 @@ class Preparation:
     def tokenizer_part(self) -> dict[str, Any]:
         """Return the tokenizer as a recipe names it."""
         part = self._tokenizer_kind()
-        if self.boundary is not None and part["kind"] != "file":
+        if self.boundary is not None and "path" not in part:
             raise ConfigError(
                 f"the tokenizer {self.tokenizer} has its own boundary; leave --boundary out, which is for a tokenizer.json"
             )

@@ -152,6 +152,12 @@ def packing_facts(built: BuiltStream) -> dict[str, Any]:
     return {name: source.report("train") for name, source in built.stream.sources.items() if hasattr(source, "report")}
 
 
+def left_out(built: BuiltStream) -> dict[str, dict[str, int]]:
+    """Return how much of every text source was not read, by reason: by `on_error: skip`, or as settings among the files."""
+    found = {name: dict(getattr(corpus, "skipped", {})) for name, corpus in built.corpora.items()}
+    return {name: counts for name, counts in found.items() if counts}
+
+
 def mixture_facts(plan: RunPlan, built: Mapping[str, BuiltStream], ledger: Ledger) -> dict[str, Any]:
     """What was drawn of every source of every stream: rows, tokens, epochs, repeated rows, the share wanted and achieved."""
     facts: dict[str, Any] = {}

@@ -44,6 +44,7 @@ from seedbed.experiments.readings import (
     check_held_out,
     floor_line,
     framed,
+    left_out,
     mixture_facts,
     packing_facts,
     test_numbers,
@@ -222,6 +223,8 @@ def _run(
     built = {name: build_stream(name, spec, device=machine.device) for name, spec in streams.items()}
     data = {name: b.fingerprint() for name, b in built.items()}
     for b in built.values():
+        for source, count in left_out(b).items():
+            log(f"left out of {source}: {', '.join(f'{n:,} {reason}' for reason, n in count.items())}")
         for source, used in packing_facts(b).items():
             if max(used["padding_share"], used["cropped_share"]) >= 0.001:
                 log(
@@ -432,6 +435,7 @@ def _finish(
         "data": {name: b.fingerprint() for name, b in built.items()},
         "mixture": mixture_facts(plan, built, ledger),
         "packing": {name: packing_facts(b) for name, b in built.items() if b.corpora},
+        "left_out": {name: found for name, b in built.items() if (found := left_out(b))},
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameters_without_embeddings": sum(
             p.numel() for n, p in model.named_parameters() if model.roles[n].part not in ("embedding", "head")
