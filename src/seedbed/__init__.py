@@ -1,7 +1,8 @@
 """seedbed pre-trains language models on less data and less compute, and says honestly whether it worked.
 
 Every command is one function: `seedbed.prepare`, `seedbed.run`, `seedbed.compare`, `seedbed.evaluate_text`, `seedbed.sample`,
-`seedbed.tune`, `seedbed.learnability_map`, `seedbed.inspect`, `seedbed.diff`, `seedbed.export`, `seedbed.track`.
+`seedbed.tune`, `seedbed.learnability_map`, `seedbed.inspect`, `seedbed.diff`, `seedbed.export`, `seedbed.pack` and
+`seedbed.track`.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +26,7 @@ _COMMANDS = {
     "inspect": "seedbed.experiments.inspection",
     "diff": "seedbed.experiments.difference",
     "export": "seedbed.experiments.export",
+    "pack": "seedbed.experiments.pack",
     "track": "seedbed.experiments.tracking",
 }
 __all__ = ["__version__", *_COMMANDS]

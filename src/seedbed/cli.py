@@ -306,7 +306,6 @@ def compare(
     given += [f"--set {item}" for item in set_ or []] + [f"--corpus {corpus}" if corpus else ""]
     given += [f"--threads {threads}" if threads else ""]
     shown = console.Console(loaded, jobs=jobs, threads=threads, seeds=seeds, aa=aa, **chosen)
-    shown.announce()
     try:
         found = study.compare(
             recipe,
@@ -321,6 +320,7 @@ def compare(
             data_workers=data_workers or 0,
             track=track or (),
             watch=shown.watch,
+            ready=shown.announce,
             command=" ".join(["seedbed compare", recipe, *[g for g in given if g], f"--jobs {jobs}"]),
             **chosen,
         )
@@ -589,11 +589,11 @@ def inspect(
     _local_code(allow_local_code)
     from dataclasses import asdict, replace
 
-    from seedbed.experiments.inspection import as_text
+    from seedbed.experiments.inspection import as_text, is_run
     from seedbed.experiments.inspection import inspect as look
 
     settings: dict[str, Any] = {"arm": arm, "seed": seed, "scale": scale, "sets": _sets(set_), "corpus": corpus}
-    if Path(target).is_dir():
+    if is_run(target):
         settings = {}
     shown = look(target, step=step, **settings)
     if row is not None:
@@ -708,6 +708,18 @@ def export(
         return
     for name, value in asdict(found).items():
         print("\n".join(f"note: {note}" for note in value) if name == "notes" else f"{name}: {value}")
+
+
+@app.command()
+def pack(
+    study: Annotated[Path, typer.Argument(help="The folder of a finished study.")],
+    out: Annotated[Path | None, typer.Option(help="The folder to write; never overwritten. [STUDY-packed]")] = None,
+) -> None:
+    """Write a study's whole record, without weights, as a small folder to commit or to send."""
+    from seedbed.experiments.pack import pack as write
+
+    folder = write(study, out=out)
+    print(f"packed: {folder} ({sum(f.stat().st_size for f in folder.iterdir()):,} bytes)")
 
 
 @app.command()

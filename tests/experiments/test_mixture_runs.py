@@ -7,10 +7,11 @@ from dataclasses import asdict
 import pytest
 
 from seedbed.core.errors import ConfigError, DataError, InterruptedRunError, RefusedError
+from seedbed.core.run_record import FEEDBACK
 from seedbed.experiments import commands
 from seedbed.experiments import run as module
 from seedbed.experiments.comparison import _paired_things
-from seedbed.experiments.feedback import FILE, read_feedback
+from seedbed.experiments.feedback import read_feedback
 from seedbed.experiments.inspection import as_text, inspect
 from seedbed.experiments.prepare import prepare
 from seedbed.experiments.recipe import load
@@ -178,7 +179,7 @@ def test_feedback_is_on_disk_with_its_position_before_a_row_behind_it_is_drawn(m
 
 def test_a_feedback_file_that_lost_lines_is_refused(mixed, tmp_path, monkeypatch):
     folder = _stopped(mixed, tmp_path / "run", monkeypatch, after=10, sets=BY_LOSS)
-    (folder / FILE).write_text((folder / FILE).read_text().splitlines(keepends=True)[0])
+    (folder / FEEDBACK).write_text((folder / FEEDBACK).read_text().splitlines(keepends=True)[0])
     with pytest.raises(RefusedError, match="is not what the checkpoint was made with"):
         commands.resume(folder, say=lambda line: None)
 
@@ -215,17 +216,17 @@ def test_data_workers_do_not_run_past_a_decision(mixed, tmp_path):
 
 def test_an_altered_measurement_is_refused(mixed, tmp_path, monkeypatch):
     folder = _stopped(mixed, tmp_path / "run", monkeypatch, after=10, sets=BY_LOSS)
-    lines = (folder / FILE).read_text().splitlines(keepends=True)
+    lines = (folder / FEEDBACK).read_text().splitlines(keepends=True)
     facts = json.loads(lines[0])
     facts["values"]["apples"] += 1e-9
-    (folder / FILE).write_text(json.dumps(facts) + "\n" + lines[1])
+    (folder / FEEDBACK).write_text(json.dumps(facts) + "\n" + lines[1])
     with pytest.raises(RefusedError, match="is not what the checkpoint was made with"):
         commands.resume(folder, say=lambda line: None)
 
 
 def test_a_line_that_a_kill_cut_off_does_not_spoil_a_change_of_weights(mixed, tmp_path, monkeypatch):
     folder = _stopped(mixed, tmp_path / "run", monkeypatch, after=10, sets=BY_LOSS)
-    with (folder / FILE).open("a") as file:
+    with (folder / FEEDBACK).open("a") as file:
         file.write('{"stream": "text", "st')
     commands.resume(folder, say=lambda line: None, weights={"text": {"apples": 1.0, "numbers": 3.0}})
     assert [m.name for _, m in read_feedback(folder)] == ["loss_nats", "loss_nats", "weights", "loss_nats"]
@@ -282,7 +283,7 @@ def test_wrong_weights_change_nothing(mixed, tmp_path, monkeypatch, weights, err
     folder = _stopped(mixed, tmp_path / "run", monkeypatch, after=3)
     with pytest.raises(error, match=message):
         commands.resume(folder, say=lambda line: None, weights=weights)
-    assert not (folder / FILE).exists()
+    assert not (folder / FEEDBACK).exists()
     commands.resume(folder, say=lambda line: None)
     with pytest.raises(RefusedError, match="has ended"):
         commands.resume(folder, say=lambda line: None, weights={"text": {"apples": 1.0, "numbers": 1.0}})

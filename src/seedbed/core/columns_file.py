@@ -8,6 +8,7 @@ Letters: N lines.
 
 import json
 import lzma
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,9 @@ def _head(lines: list[Line], arrays: list[bytes]) -> Any:
         if values and all(type(v) is int and abs(v) < 2**62 for v in values):
             arrays.append(_sorted_bytes(np.diff(np.array(values, np.int64), prepend=0)))
             column["type"] = _INTEGERS
+        elif values and all(type(v) is float for v in values) and (places := _places(values)) is not None:
+            column |= {"type": _INTEGERS, "places": places}
+            arrays.append(_sorted_bytes(np.array([round(v * 10**places) for v in values], np.int64)))
         elif values and all(type(v) is float for v in values):
             column["type"] = _SINGLE if all(float(np.float32(v)) == v for v in values) else _DOUBLE
             arrays.append(_sorted_bytes(np.array(values, column["type"])))
@@ -84,7 +88,12 @@ def _lines(table: Mapping[str, Any], plain: bytes, at: int) -> tuple[list[Line],
             size = kind.itemsize * len(there)
             array = np.frombuffer(plain[at : at + size], np.uint8).reshape(kind.itemsize, -1).T.copy().view(kind)[:, 0]
             at += size
-            values = np.cumsum(array).tolist() if column["type"] == _INTEGERS else array.astype(np.float64).tolist()
+            if "places" in column:
+                values = [n / 10 ** column["places"] for n in array.tolist()]
+            elif column["type"] == _INTEGERS:
+                values = np.cumsum(array).tolist()
+            else:
+                values = array.astype(np.float64).tolist()
         else:
             values = [v for v, n in column["runs"] for _ in range(n)] if "runs" in column else column["values"]
         for i, value in zip(there, values, strict=True):
@@ -106,6 +115,13 @@ def _ordered_keys(lines: list[Line]) -> list[str]:
                 order.insert(place, key)
                 place += 1
     return order
+
+
+def _places(values: Sequence[float]) -> int | None:
+    """Return with how many decimal places all numbers are written, up to 6; None if one has more, is too large, or is -0.0."""
+    if any((math.copysign(1, v) < 0 and v == 0) or not abs(v) < 2**31 for v in values):
+        return None
+    return next((n for n in range(7) if all(round(v * 10**n) / 10**n == v for v in values)), None)
 
 
 def _sorted_bytes(array: np.ndarray) -> bytes:

@@ -1,10 +1,10 @@
 """What a run leaves behind, from its folder or from a packed study: one reader for whoever tells of runs.
 
-A run folder holds final.json, env.json, resolved.yaml, metrics.jsonl, items.jsonl and exhibits/. A packed study (`seedbed
-pack`) holds all of them for all of its runs in one file, RUNS; its runs go by the same names, STUDY/ARM/seed-N.
+A run folder holds final.json, env.json, resolved.yaml, metrics.jsonl, items.jsonl, log.txt and exhibits/. A packed study
+(`seedbed pack`) holds all of them for all of its runs in one file, RUNS; its runs go by the same names, STUDY/ARM/seed-N.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,14 +17,8 @@ from seedbed.core.records import Item
 
 RUNS = "runs.xz"
 FORMAT = 1
-FINAL, ENVIRONMENT, PLAN, METRICS, ITEMS, EXHIBITS = (
-    "final.json",
-    "env.json",
-    "resolved.yaml",
-    "metrics.jsonl",
-    "items.jsonl",
-    "exhibits",
-)
+FINAL, ENVIRONMENT, PLAN = "final.json", "env.json", "resolved.yaml"
+METRICS, ITEMS, FEEDBACK, LOG, EXHIBITS = "metrics.jsonl", "items.jsonl", "feedback.jsonl", "log.txt", "exhibits"
 _ADVICE = "put it back, or remove it and resume the run"
 
 
@@ -78,6 +72,20 @@ class RunRecord:
             return []
         return [Item(**line) for line in read_json_lines(self.folder / ITEMS, advice=_ADVICE)]
 
+    def feedback_text(self) -> str:
+        """Return feedback.jsonl, "" if the run's mixtures asked for none."""
+        return self._text(FEEDBACK, "feedback")
+
+    def log_text(self) -> str:
+        """Return log.txt, "" if there is none."""
+        return self._text(LOG, "log")
+
+    def _text(self, name: str, packed_as: str) -> str:
+        if self.is_packed:
+            return str(self._facts()[packed_as])
+        file = self.folder / name
+        return read_text(file, advice=_ADVICE) if file.is_file() else ""
+
     def exhibits(self) -> Iterator[tuple[dict[str, Any], bytes]]:
         """Give facts and PNG picture of everything that the run shows."""
         if self.is_packed:
@@ -101,15 +109,15 @@ def runs_of(study: Path) -> list[Path]:
     return sorted(place.parent for place in study.glob(f"*/seed-*/{PLAN}"))
 
 
-def pack_runs(runs: Mapping[str, RunRecord], *, keep_text: bool, pictures: set[str]) -> bytes:
+def pack_runs(runs: Mapping[str, RunRecord], *, keep_text: Mapping[str, Callable[[str], bool]], pictures: set[str]) -> bytes:
     """Return the content of RUNS for runs by key (ARM/seed-N).
 
-    Items keep their text only if told so, and only the runs named keep their pictures.
+    Items keep their text only if `keep_text` of their run says so of their group, and only the runs named keep their pictures.
     """
     tables: dict[str, list[Line]] = {}
     facts: dict[str, Any] = {}
     for key, run in runs.items():
-        items = [asdict(item) if keep_text else {**asdict(item), "text": ""} for item in run.items()]
+        items = [asdict(i) if keep_text[key](i.group) else {**asdict(i), "text": ""} for i in run.items()]
         tables[f"{key}/metrics"] = list(run.metrics())
         tables[f"{key}/items"] = [_flat(item) for item in items]
         shown = [[f, p.hex()] for f, p in run.exhibits()] if key in pictures else []
@@ -117,6 +125,8 @@ def pack_runs(runs: Mapping[str, RunRecord], *, keep_text: bool, pictures: set[s
             "final": run.final(),
             "environment": run.environment(),
             "plan": run.plan_text(),
+            "feedback": run.feedback_text(),
+            "log": run.log_text(),
             "exhibits": shown,
         }
     return packed(tables, {"format": FORMAT, "runs": facts})

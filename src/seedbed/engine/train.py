@@ -164,8 +164,8 @@ def train(
             "loss_nats": loss,
             "learning_rate": rate,
             "gradient_norm": norm,
-            "seconds": seconds,
-            "data_seconds": data_seconds,
+            "seconds": round(seconds, 6),
+            "data_seconds": round(data_seconds, 6),
         }
         if at.step % stage.evaluate_every == 0 or at.step == stage.steps or at.step in stage.evaluate_at:
             started = time.perf_counter()

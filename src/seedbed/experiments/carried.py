@@ -4,6 +4,7 @@ Written when a run begins, to RUN/reader/: reader.json and the tokenizer's own f
 needed to sample, evaluate or export.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from seedbed.core.durable import write_json, write_whole
 from seedbed.core.errors import ConfigError, DataError
 from seedbed.core.json_files import read_object
 from seedbed.core.protocols import Tokenizer
-from seedbed.experiments.recipe import RunPlan
+from seedbed.experiments.recipe import Part, RunPlan
 from seedbed.experiments.streams import BuiltStream, build_stream
 
 FOLDER = "reader"
@@ -71,6 +72,16 @@ def reader_of(folder: Path, plan: RunPlan) -> Reader:
     return Reader(
         tokenizer=tokenizer, vocab_size=facts["vocab_size"], seq_len=facts["seq_len"], licences=dict(facts["licences"])
     )
+
+
+def noted_licences(run: Path, parts: Mapping[str, Part]) -> dict[str, str]:
+    """Return what is known of the licences of text sources by name: of those in the package, and as noted when prepared."""
+    file = run / FOLDER / _FACTS
+    noted: dict[str, str] = dict(read_object(file, advice=_ADVICE)["licences"]) if file.is_file() else {}
+    for name, part in parts.items():
+        if not isinstance(part, str) and str(part.get("path", "")).startswith("builtin:"):
+            noted[name] = "MIT or public domain, see NOTICE"
+    return {name: licence for name, licence in noted.items() if name in parts}
 
 
 def licences_of(built: BuiltStream) -> dict[str, str]:

@@ -10,6 +10,7 @@ from seedbed.core.durable import locked
 from seedbed.core.errors import ConfigError, DataError, RefusedError, nearest
 from seedbed.core.protocols import Tokenizer
 from seedbed.core.records import Measurement
+from seedbed.core.run_record import FEEDBACK
 from seedbed.engine.checkpoints import latest, load_checkpoint, read_state
 from seedbed.engine.precision import prepare_machine
 from seedbed.engine.ranks import join_ranks
@@ -18,12 +19,12 @@ from seedbed.experiments.assemble import build_model, check_parts
 from seedbed.experiments.borders import check_givers
 from seedbed.experiments.carried import Reader, reader_of
 from seedbed.experiments.comparison import Comparison
-from seedbed.experiments.feedback import FILE, append
+from seedbed.experiments.feedback import append
 from seedbed.experiments.memory import check_fits
 from seedbed.experiments.prepare import Preparation, documents_of
 from seedbed.experiments.readings import check_held_out
 from seedbed.experiments.recipe import RunPlan, load, read_plan, recipe_text_of
-from seedbed.experiments.run import RunResult, Sitting, create, execute, finished, refuse_taken
+from seedbed.experiments.run import RunResult, Sitting, create, execute, finished, refuse_packed, refuse_taken
 from seedbed.experiments.streams import build_stream
 from seedbed.experiments.study import RunStatus, resume_study
 from seedbed.experiments.tracking import checked_kinds
@@ -89,6 +90,7 @@ def resume(
     `weights`, stream -> source -> weight, hold for a run's mixture from its next window on; no row is lost or repeated by it.
     """
     folder = Path(folder)
+    refuse_packed(folder, "to resume")
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; give a run or study folder")
     if (folder / "study.json").is_file():
@@ -129,7 +131,7 @@ def change_weights(folder: Path, weights: Mapping[str, Mapping[str, float]]) -> 
         at: dict[str, Any] = read_state(last)["counters"] if last else {"run_step": 0, "positions": {}}
         for name, values in weights.items():
             change = Measurement(step=at["run_step"], position=at["positions"].get(name, 0), name=CHANGED, values=dict(values))
-            append(folder / FILE, name, change)
+            append(folder / FEEDBACK, name, change)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +155,7 @@ def open_run(folder: str | Path, *, device: str = "auto") -> Trained:
     """Return the model of a run's last stage from its newest checkpoint."""
     folder = Path(folder)
     plan = read_plan(folder)
+    refuse_packed(folder, "to sample, evaluate or export")
     checkpoint = latest(folder / "checkpoints")
     if checkpoint is None:
         raise DataError(f"{folder} has no checkpoint yet; let it run on with `seedbed resume {folder}`")

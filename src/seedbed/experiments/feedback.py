@@ -14,10 +14,9 @@ from pathlib import Path
 from seedbed.core.durable import write_whole
 from seedbed.core.errors import DataError, RefusedError
 from seedbed.core.records import Measurement
+from seedbed.core.run_record import FEEDBACK, RunRecord
 from seedbed.core.stream import Stream
 from seedbed.mixture.weighted import CHANGED
-
-FILE = "feedback.jsonl"
 
 
 class Feedback:
@@ -28,7 +27,7 @@ class Feedback:
     """
 
     def __init__(self, folder: Path, streams: Mapping[str, Stream], *, until: int, known: str, writes: bool = True) -> None:
-        self._file, self._streams, self._writes = folder / FILE, streams, writes
+        self._file, self._streams, self._writes = folder / FEEDBACK, streams, writes
         kept = [(stream, m) for stream, m in read_feedback(folder) if m.step < until or m.name == CHANGED]
         if known and known not in (_hash(kept[:n]) for n in range(len(kept) + 1)):
             raise RefusedError(
@@ -67,11 +66,8 @@ def append(file: Path, stream: str, measurement: Measurement) -> None:
 
 def read_feedback(folder: Path) -> list[tuple[str, Measurement]]:
     """Return (stream, measurement) in the order of recording; a last line that a kill cut off is left out."""
-    file = folder / FILE
-    if not file.is_file():
-        return []
-    found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(keepends=True), 1):
+    file, found = folder / FEEDBACK, []
+    for number, line in enumerate(RunRecord(folder).feedback_text().splitlines(keepends=True), 1):
         try:
             facts = json.loads(line)
             found.append((facts.pop("stream"), Measurement(**facts)))

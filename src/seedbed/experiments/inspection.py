@@ -62,11 +62,16 @@ def inspect(target: str | Path, *, step: int, arm: str | None = None, seed: int 
 
     Raises ConfigError for a step that the run does not have, DataError if it follows feedback that is not recorded.
     """
-    if Path(target).is_dir() or RunRecord(Path(target)).is_packed:
+    if is_run(target):
         shown = inspect_plan(read_plan(Path(target)), step=step, folder=Path(target))
         return replace(shown, **_recorded(Path(target), step))
     loaded = load(target, **settings)
     return inspect_plan(loaded.plan(arm=arm or loaded.arms[0], seed=seed), step=step)
+
+
+def is_run(target: str | Path) -> bool:
+    """Whether a target is a run's folder, or a run of a packed study."""
+    return Path(target).is_dir() or RunRecord(Path(target)).is_packed
 
 
 def _recorded(folder: Path, step: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from seedbed.core.durable import check_place, locked, write_json, write_whole
 from seedbed.core.errors import InterruptedRunError, RefusedError, RunFailedError, StoppedRunError, is_out_of_memory
 from seedbed.core.ledger import Ledger
 from seedbed.core.records import Cost
-from seedbed.core.run_record import RunRecord
+from seedbed.core.run_record import RUNS, RunRecord
 from seedbed.core.variables import among_ranks, left_over, number_of
 from seedbed.engine.checkpoints import FINAL, latest, load_checkpoint, newest_whole, prune, read_state
 from seedbed.engine.feed import Feed
@@ -89,6 +89,15 @@ def _lay_down(plan: RunPlan, folder: Path, *, recipe_text: str) -> None:
         refuse_taken(folder)
         write_whole(folder / "recipe.yaml", recipe_text)
         write_whole(folder / "resolved.yaml", plan.to_yaml())
+
+
+def refuse_packed(folder: Path, what: str) -> None:
+    """Raise RefusedError for what a packed study, or a run of it, has not: its records are there, its checkpoints are not."""
+    if (folder / RUNS).is_file() or RunRecord(folder).is_packed:
+        raise RefusedError(
+            f"{folder} is packed: all numbers are there, checkpoints are not, so there is nothing {what}; take the folder "
+            "that it was packed from, or run the study's recipe.yaml again"
+        )
 
 
 def refuse_taken(folder: Path) -> None:

@@ -28,7 +28,7 @@ from seedbed.experiments.environment import commit
 from seedbed.experiments.memory import check_fits
 from seedbed.experiments.readings import check_held_out, text_lost
 from seedbed.experiments.recipe import Loaded, RunPlan, StudySpec, load, parse_seeds, read_plan, recipe_text_of
-from seedbed.experiments.run import PARENT, STOPPING, create, finished
+from seedbed.experiments.run import PARENT, STOPPING, create, finished, refuse_packed
 from seedbed.experiments.streams import BuiltStream, build_stream, gives_text
 from seedbed.experiments.tracking import checked_kinds
 
@@ -65,9 +65,12 @@ def compare(
     track: Sequence[str] = (),
     say: Callable[[str], None] = print,
     watch: Callable[[list[RunStatus]], None] | None = None,
+    ready: Callable[[], None] | None = None,
     command: str = "",
 ) -> Comparison:
     """Run a study (or what is left of it) and return its comparison; writes comparison.json and report.html.
+
+    `ready` is called when all is looked at and laid down, before the first run.
 
     Raises ConfigError if the recipe has no study, RefusedError if the folder holds another study or seeds come too late,
     RunFailedError if a run's process was killed, InterruptedRunError after a signal.
@@ -101,6 +104,8 @@ def compare(
     _check_tokenizers(first, check_data(first), study)
     with locked(folder):
         _prepare(folder, design, plans, recipe_text=recipe_text_of(recipe), say=say)
+        if ready is not None:
+            ready()
         run_all(folder, plans, jobs=jobs, threads=threads, watch=watch or _quiet, track=track)
         found = compared(folder)
     from seedbed.report.page import write_study_page
@@ -242,6 +247,7 @@ def _prepare(
     say: Callable[[str], None],
 ) -> None:
     """Lay down study.json and the run folders, or find that they are there and the same."""
+    refuse_packed(folder, "to add runs to")
     if (folder / "study.json").is_file():
         known = read_design(folder)
         refuse_late_seeds(folder, known, design.seeds)

@@ -103,6 +103,8 @@ def track(folder: str | Path, to: Sequence[str], say: Callable[[str], None] = pr
     """
     folder, count = Path(folder), 0
     kinds, plan = checked_kinds(to), read_plan(folder)
+    if RunRecord(folder).is_packed:
+        raise DataError(f"{folder} is in a packed study, and services follow run folders; give the one that it was packed from")
     if not (folder / "metrics.jsonl").is_file():
         raise DataError(f"{folder} has no metrics.jsonl yet, so there is nothing to send; let the run take a step first")
     for name, kind in kinds.items():
