@@ -10,7 +10,7 @@ READY := .venv/.ready
 # Where bytecode is not written, every one of the many processes that a study or the tests start compiles torch's files anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow fault lint types docs methods mutants pins peers clean
+.PHONY: setup demo test test-slow fault lint types docs methods systems mutants pins peers clean
 
 setup: $(READY)
 
@@ -57,6 +57,10 @@ types: setup
 
 docs: setup
 	$(BIN)/mkdocs build --strict --quiet
+
+# docs/systems.md from recipes and the records under results/.
+systems: setup
+	$(BIN)/python tools/systems.py > docs/systems.md
 
 methods: setup
 	$(BIN)/python -c "from seedbed.experiments.catalog import methods_page; print(methods_page(), end='')" > METHODS.md

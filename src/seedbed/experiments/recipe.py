@@ -213,6 +213,9 @@ class Recipe(_Strict):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     title: str = ""
     paper: str = ""
+    system: int | None = Field(default=None, ge=1, le=1000)  # its number in docs/systems.md, if the study judges one
+    claim: str = ""  # what the paper says, in a line
+    use_when: str = ""  # who should use it, by what the study found
     model: Part
     streams: dict[str, StreamSpec]
     stages: list[StageSpec] = Field(min_length=1)
@@ -431,7 +434,7 @@ class Loaded:
                     set_path(tree, path, self.sets.get(path, value))
         for path, value in (changes or {}).items():
             set_path(tree, path, value)
-        about_many = ("study", "tune", "map", "scales", "precision")
+        about_many = ("study", "tune", "map", "scales", "precision", "system", "claim", "use_when")
         body = {k: v for k, v in tree.items() if k in Recipe.model_fields and k not in about_many}
         checked = _checked(Recipe, body)
         main = (study.main_stage if study else None) or checked.stages[-1].name
