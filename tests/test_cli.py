@@ -1,21 +1,15 @@
 """The command line as a user meets it: exit codes, one paragraph an error, no traceback."""
 
-import io
 import json
-import subprocess
-import sys
-from contextlib import chdir, redirect_stderr, redirect_stdout
 from types import SimpleNamespace
-from typing import NamedTuple
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
-from seedbed.cli import entry
 from seedbed.core.errors import SeedbedError
 from seedbed.experiments import console, cut_model, estimate
+from tests.command_line import fails, process, seedbed
 from tests.conftest import DATA
 from tests.processes import ended, forked
 
@@ -27,49 +21,9 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def _process(*words):
-    """Give the command to a process of its own."""
-    done = subprocess.run([sys.executable, "-m", "seedbed", *words], capture_output=True, text=True, timeout=900, check=False)
-    return _Done(done.returncode, done.stdout, done.stderr).without_traceback()
-
-
-def _seedbed(*words, cwd=None):
-    """Give the command to this process, which has all that it imports already."""
-    with (
-        patch.object(sys, "argv", ["seedbed", *map(str, words)]),
-        chdir(cwd or "."),
-        redirect_stdout(io.StringIO()) as out,
-        redirect_stderr(io.StringIO()) as err,
-        pytest.raises(SystemExit) as ended,
-    ):
-        entry()
-    return _Done(ended.value.code, out.getvalue(), err.getvalue()).without_traceback()
-
-
-class _Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-    def without_traceback(self):
-        assert "Traceback" not in self.stderr, self.stderr
-        return self
-
-    def failed(self, code, *, saying):
-        """Check that it failed with this code and one paragraph; return that."""
-        assert self.returncode == code, (self.returncode, self.stderr)
-        lines = self.stderr.strip().splitlines()
-        assert len(lines) == 1 and lines[0].startswith("seedbed: ") and saying in lines[0], self.stderr
-        return lines[0]
-
-
-def _fails(code, *words, cwd=None, saying=""):
-    return _seedbed(*words, cwd=cwd).failed(code, saying=saying)
-
-
 @pytest.mark.slow
 def test_an_error_ends_the_process_with_its_code():
-    _process("run", "none.yaml").failed(3, saying="there is no recipe file none.yaml")
+    process("run", "none.yaml").failed(3, saying="there is no recipe file none.yaml")
 
 
 def test_every_kind_of_error_has_its_exit_code():
@@ -84,8 +38,8 @@ def test_every_kind_of_error_has_its_exit_code():
 
 @pytest.mark.slow
 def test_version_and_help():
-    assert _process("--version").stdout.startswith("seedbed ")
-    text = _process("--help").stdout
+    assert process("--version").stdout.startswith("seedbed ")
+    text = process("--help").stdout
     commands = {
         "run",
         "compare",
@@ -158,27 +112,27 @@ def test_version_and_help():
     ids=lambda x: " ".join(map(str, x)) if isinstance(x, list) else None,
 )
 def test_bad_input_is_one_paragraph_with_the_right_code(code, words, saying, tmp_path):
-    _fails(code, *words, cwd=tmp_path, saying=saying)
+    fails(code, *words, cwd=tmp_path, saying=saying)
     assert list(tmp_path.iterdir()) == [], "nothing was begun"
 
 
 def test_bad_corpora_name_file_and_byte(tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"good\n\xfe\xff")
-    _fails(
+    fails(
         3, "run", "nca-text", "--corpus", "bad.txt", cwd=tmp_path, saying="bad.txt, line 2, byte 5: the value 0xfe is not UTF-8"
     )
     (tmp_path / "empty.txt").write_text("")
-    _fails(3, "compare", "nca-text", "--corpus", "empty.txt", cwd=tmp_path, saying="holds no text")
+    fails(3, "compare", "nca-text", "--corpus", "empty.txt", cwd=tmp_path, saying="holds no text")
     (tmp_path / "short").mkdir()
     for name in "abc":
         (tmp_path / "short" / f"{name}.txt").write_text(name)
-    _fails(3, "run", "nca-text", "--corpus", "short", cwd=tmp_path, saying="a row needs 129")
+    fails(3, "run", "nca-text", "--corpus", "short", cwd=tmp_path, saying="a row needs 129")
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_broken_recipe_names_its_line(tmp_path):
     (tmp_path / "bad.yaml").write_text("name: x\nmodel: {kind: decoder\n")
-    _fails(2, "validate", "bad.yaml", cwd=tmp_path, saying="bad.yaml is not valid YAML 1.2 at line")
+    fails(2, "validate", "bad.yaml", cwd=tmp_path, saying="bad.yaml is not valid YAML 1.2 at line")
 
 
 def test_debug_shows_the_traceback():
@@ -188,8 +142,8 @@ def test_debug_shows_the_traceback():
 
 def test_rows_are_written_as_int32_and_the_same_with_two_threads(tmp_path):
     words = ["nca", "generate", "--states", 4, "--grid", 8, "--patch", 2, "--band", "0.2-0.5", "--rows", 12, "--seed", 3]
-    first = json.loads(_seedbed(*words, "--out", tmp_path / "a.npy", "--json").stdout)
-    second = json.loads(_seedbed(*words, "--out", tmp_path / "b.npy", "--threads", 2, "--json").stdout)
+    first = json.loads(seedbed(*words, "--out", tmp_path / "a.npy", "--json").stdout)
+    second = json.loads(seedbed(*words, "--out", tmp_path / "b.npy", "--threads", 2, "--json").stdout)
     rows = np.load(tmp_path / "a.npy")
     assert rows.dtype == np.int32 and rows.shape == (12, first["tokens"]) and rows.shape[1] >= 1025
     assert rows.shape[1] % 18 == 0 and (rows[:, ::18] == 256).all() and (rows[:, 17::18] == 257).all()
@@ -198,7 +152,7 @@ def test_rows_are_written_as_int32_and_the_same_with_two_threads(tmp_path):
 
 
 def test_vectors_are_checked_with_every_number(tmp_path):
-    done = _seedbed("nca", "check", DATA / "vectors_n10.npz", "--json")
+    done = seedbed("nca", "check", DATA / "vectors_n10.npz", "--json")
     found = json.loads(done.stdout)
     assert done.returncode == 0 and found["ok"] is True
     wanted = "logits_max_abs_error step_agreement float_step_agreement clear_step_agreement tokens_equal gzip_equal ok"
@@ -207,59 +161,59 @@ def test_vectors_are_checked_with_every_number(tmp_path):
         vectors = {n: archive[n] for n in archive.files}
     vectors["tokens"] = vectors["tokens"] + 1
     np.savez(tmp_path / "off.npz", **vectors)
-    done = _seedbed("nca", "check", tmp_path / "off.npz", "--json")
+    done = seedbed("nca", "check", tmp_path / "off.npz", "--json")
     assert done.returncode == 1 and json.loads(done.stdout)["tokens_equal"] is False
 
 
 def test_automata_are_shown_and_counted(tmp_path):
-    assert "gzip ratios" in _seedbed("nca", "show", "--states", 2, "--grid", 8, "--out", tmp_path / "x.png").stdout
+    assert "gzip ratios" in seedbed("nca", "show", "--states", 2, "--grid", 8, "--out", tmp_path / "x.png").stdout
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
-    shown = _seedbed("nca", "show", "--states", 3, "--gallery", "--rows", 1, "--frames", 2, "--out", tmp_path / "x.gif").stdout
+    shown = seedbed("nca", "show", "--states", 3, "--gallery", "--rows", 1, "--frames", 2, "--out", tmp_path / "x.gif").stdout
     assert (tmp_path / "x.gif").read_bytes().startswith(b"GIF") and shown.count("of the ceiling") == 5
-    assert "▀" in _seedbed("nca", "show", "--states", 2, "--grid", 4, "--rows", 1, "--terminal", cwd=tmp_path).stdout
+    assert "▀" in seedbed("nca", "show", "--states", 2, "--grid", 4, "--rows", 1, "--terminal", cwd=tmp_path).stdout
     assert not (tmp_path / "nca.png").exists()
-    found = json.loads(_seedbed("nca", "stats", "--states", 2, "--rules", 50, "--band", "0.1-0.2", "--json").stdout)
+    found = json.loads(seedbed("nca", "stats", "--states", 2, "--rules", 50, "--band", "0.1-0.2", "--json").stdout)
     assert found["rules"] == 50 and sum(found["shares"].values()) == pytest.approx(1) and 0 < found["acceptance"] < 1
     assert 0 <= found["mutual_information_bits"]["0.5"] <= found["entropy_bits"]["0.9"] <= 1 and "0.5" in found["damage"]
 
 
 def test_recipes_parts_and_their_explanations_are_listed():
-    recipes = json.loads(_seedbed("list", "recipes", "--json").stdout)
+    recipes = json.loads(seedbed("list", "recipes", "--json").stdout)
     assert {"nca-demo", "nca-text"} <= {r["name"] for r in recipes}
-    assert "sources.nca" in _seedbed("list", "parts").stdout
-    assert "stage soil" in _seedbed("explain", "nca-text").stdout
-    assert "rule_pool" in _seedbed("explain", "sources.nca").stdout
-    assert "is valid; arms: scratch, nca" in _seedbed("validate", "nca-demo").stdout
+    assert "sources.nca" in seedbed("list", "parts").stdout
+    assert "stage soil" in seedbed("explain", "nca-text").stdout
+    assert "rule_pool" in seedbed("explain", "sources.nca").stdout
+    assert "is valid; arms: scratch, nca" in seedbed("validate", "nca-demo").stdout
 
 
 def test_the_resolved_recipe_and_the_estimate_are_printed_without_a_folder(recipe, tmp_path, monkeypatch):
     for where in (estimate, cut_model):
         monkeypatch.setattr(where, "LONG", 0.1)  # seconds that it times
-    assert "arm: nca" in _seedbed("run", recipe, "--arm", "nca", "--print-config", cwd=tmp_path).stdout
-    text = _seedbed("run", recipe, "--arm", "nca", "--dry-run", "--threads", 1, cwd=tmp_path).stdout
+    assert "arm: nca" in seedbed("run", recipe, "--arm", "nca", "--print-config", cwd=tmp_path).stdout
+    text = seedbed("run", recipe, "--arm", "nca", "--dry-run", "--threads", 1, cwd=tmp_path).stdout
     assert "stage soil: 6 steps, 768 tokens" in text and "MiB at its peak" in text and "s a step (timed)" in text
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_is_begun_looked_at_and_gone_on_with(recipe, corpus, tmp_path):
     """Each command that is about one run, with JSON where it is offered."""
-    done = _seedbed("run", recipe, "--arm", "nca", "--threads", 1, "--out", "r", "--json", cwd=tmp_path)
+    done = seedbed("run", recipe, "--arm", "nca", "--threads", 1, "--out", "r", "--json", cwd=tmp_path)
     assert json.loads(done.stdout.splitlines()[-1])["status"] == "done" and "page: r/report.html" in done.stdout
-    _fails(4, "run", recipe, "--arm", "nca", "--out", "r", cwd=tmp_path, saying="seedbed resume r")
-    found = json.loads(_seedbed("eval", "r", "--text", corpus, "--json", cwd=tmp_path).stdout)
+    fails(4, "run", recipe, "--arm", "nca", "--out", "r", cwd=tmp_path, saying="seedbed resume r")
+    found = json.loads(seedbed("eval", "r", "--text", corpus, "--json", cwd=tmp_path).stdout)
     assert set(found) >= {"loss_nats", "tokens", "bytes", "bits_per_byte"} and found["bytes"] == corpus.stat().st_size
     assert (
-        json.loads(_seedbed("sample", "r", "--prompt", "The ", "--tokens", 3, "--json", cwd=tmp_path).stdout)[0]["prompt"]
+        json.loads(seedbed("sample", "r", "--prompt", "The ", "--tokens", 3, "--json", cwd=tmp_path).stdout)[0]["prompt"]
         == "The "
     )
-    assert _seedbed("resume", "r", cwd=tmp_path).returncode == 0
+    assert seedbed("resume", "r", cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("runs_here")
 def test_a_study_is_begun_checked_listed_and_shown(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(console, "estimate", _estimated)
-    done = _seedbed("compare", recipe, "--jobs", 2, "--out", "s", "--json", cwd=tmp_path)
+    done = seedbed("compare", recipe, "--jobs", 2, "--out", "s", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for word in (
         "machine:",
@@ -271,10 +225,10 @@ def test_a_study_is_begun_checked_listed_and_shown(recipe, tmp_path, monkeypatch
     ):
         assert word in done.stdout, word
     assert json.loads(done.stdout.splitlines()[-1])["control"] == "scratch"
-    assert _seedbed("compare", "--check", "s", cwd=tmp_path).returncode == 0
-    assert "done" in _seedbed("list", "runs", "--folder", ".", cwd=tmp_path).stdout
-    assert "page: s/report.html" in _seedbed("report", "s", cwd=tmp_path).stdout
-    _fails(4, "compare", recipe, "--out", "s", "--set", "stages.text.clip_norm=0.1", cwd=tmp_path, saying="holds another study")
+    assert seedbed("compare", "--check", "s", cwd=tmp_path).returncode == 0
+    assert "done" in seedbed("list", "runs", "--folder", ".", cwd=tmp_path).stdout
+    assert "page: s/report.html" in seedbed("report", "s", cwd=tmp_path).stdout
+    fails(4, "compare", recipe, "--out", "s", "--set", "stages.text.clip_norm=0.1", cwd=tmp_path, saying="holds another study")
 
 
 def _estimated(plan):
@@ -287,42 +241,42 @@ def test_from_a_folder_to_shards_a_column_an_order_and_a_look(tmp_path):
     for n in range(30):
         (tmp_path / "mine" / f"{n:02d}.txt").write_text(f"Letter {n}: " + "dear friend, " * n)
     (tmp_path / "mine" / "bad.txt").write_bytes(b"\xff")
-    _fails(
+    fails(
         3, "prepare", "mine", "--out", "out", cwd=tmp_path, saying=("mine/bad.txt, line 1, byte 0: the value 0xff is not UTF-8")
     )
-    done = _seedbed("prepare", "mine", "--out", "shards", "--on-error", "skip", "--valid-share", "0.2", "--json", cwd=tmp_path)
+    done = seedbed("prepare", "mine", "--out", "shards", "--on-error", "skip", "--valid-share", "0.2", "--json", cwd=tmp_path)
     manifest = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 0 and manifest["documents"] == 30 and manifest["dropped"] == {"invalid UTF-8": 1}
-    _fails(4, "prepare", "mine", "--out", "shards", cwd=tmp_path, saying="holds a finished preparation")
-    assert "is whole: " in _seedbed("validate", "shards", cwd=tmp_path).stdout
+    fails(4, "prepare", "mine", "--out", "shards", cwd=tmp_path, saying="holds a finished preparation")
+    assert "is whole: " in seedbed("validate", "shards", cwd=tmp_path).stdout
     ids = [json.loads(x)["id"] for f in (tmp_path / "shards").glob("*-0*.jsonl") for x in f.read_text().splitlines()]
     (tmp_path / "scores.jsonl").write_text(
         "".join(json.dumps({"id": i, "value": -n}) + "\n" for n, i in enumerate(sorted(ids)))
     )
-    assert _seedbed("column", "shards", "score", "--file", "scores.jsonl", cwd=tmp_path).returncode == 0
-    assert _seedbed("order", "shards", "last-first", "--by", "score", cwd=tmp_path).returncode == 0
+    assert seedbed("column", "shards", "score", "--file", "scores.jsonl", cwd=tmp_path).returncode == 0
+    assert seedbed("order", "shards", "last-first", "--by", "score", cwd=tmp_path).returncode == 0
     source = "streams.text.source={kind: shards, path: shards, order: last-first, columns: [score]}"
     options = ["--scale", "smoke", "--set", source, "--set", "streams.text.tokenizer=null"]
-    done = _seedbed("inspect", "nca-text", "--step", "2", "--row", "1", "--json", *options, cwd=tmp_path)
+    done = seedbed("inspect", "nca-text", "--step", "2", "--row", "1", "--json", *options, cwd=tmp_path)
     (row,) = json.loads(done.stdout)["rows"]
     assert row["source"] == "shards" and row["documents"][0]["meta"]["score"] <= 0
     file = tmp_path / "shards/train-00000.bin"
     raw = bytearray(file.read_bytes())
     raw[9] ^= 4
     file.write_bytes(raw)
-    _fails(3, "validate", "shards", cwd=tmp_path, saying="train-00000.bin was altered")
-    _fails(3, "inspect", "nca-text", "--step", "2", *options, cwd=tmp_path, saying="train-00000.bin was altered")
+    fails(3, "validate", "shards", cwd=tmp_path, saying="train-00000.bin was altered")
+    fails(3, "inspect", "nca-text", "--step", "2", *options, cwd=tmp_path, saying="train-00000.bin was altered")
 
 
 @pytest.mark.slow
 def test_a_tokenizer_is_trained_checked_and_kept_with_the_shards(tmp_path):
-    done = _seedbed("tokenizer", "train", "builtin:code", "--out", "t.json", "--vocab-size", "400", "--json", cwd=tmp_path)
+    done = seedbed("tokenizer", "train", "builtin:code", "--out", "t.json", "--vocab-size", "400", "--json", cwd=tmp_path)
     found = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 0 and found["vocab_size"] == 400 and found["lossless_documents"] == found["documents"]
-    _fails(4, "tokenizer", "train", "builtin:code", "--out", "t.json", cwd=tmp_path, saying="exists already")
-    assert _seedbed("tokenizer", "check", "bytes", "builtin:code", cwd=tmp_path).returncode == 0
+    fails(4, "tokenizer", "train", "builtin:code", "--out", "t.json", cwd=tmp_path, saying="exists already")
+    assert seedbed("tokenizer", "check", "bytes", "builtin:code", cwd=tmp_path).returncode == 0
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"def f{n}(): return {n}"}) + "\n" for n in range(9)))
-    assert _seedbed("prepare", "a.jsonl", "--out", "shards", "--tokenizer", "t.json", cwd=tmp_path).returncode == 0
+    assert seedbed("prepare", "a.jsonl", "--out", "shards", "--tokenizer", "t.json", cwd=tmp_path).returncode == 0
     (tmp_path / "t.json").unlink()
-    assert "is whole" in _seedbed("validate", "shards", cwd=tmp_path).stdout, "the folder holds the tokenizer itself"
+    assert "is whole" in seedbed("validate", "shards", cwd=tmp_path).stdout, "the folder holds the tokenizer itself"
     assert (tmp_path / "shards/tokenizer.json").is_file()

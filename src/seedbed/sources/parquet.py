@@ -90,7 +90,7 @@ def _value(scalar: Any) -> Any:
 
 def _record(file: FoundFile, number: int, fields: Mapping[str, Any], asked: set[str]) -> Record | BadInput:
     record = Record(
-        {k: v for k, v in fields.items() if not isinstance(v, Exception)},
+        {k: None if isinstance(v, Exception) else v for k, v in fields.items()},
         id=f"{file.name}:{number}",
         file=file.name,
         record=number,
