@@ -78,7 +78,7 @@ def test_a_far_date_that_was_asked_for_is_told_or_kept(here):
         cwd=here,
         saying="far_ts.parquet, record 1: the column 'crawled'",
     )
-    said = fails(3, "prepare", "far_ts.parquet", "--meta", "when=ts", "--out", "Y", cwd=here, saying="known:")
+    said = fails(3, "prepare", "far_ts.parquet", "--meta", "when=ts", "--out", "Z", cwd=here, saying="known:")
     assert "crawled" in said
 
 
