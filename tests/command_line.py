@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -12,9 +13,10 @@ import pytest
 from seedbed.cli import entry
 
 
-def process(*words, **more):
-    """Give the command to a process of its own; `more` as for subprocess.run."""
-    command = [sys.executable, "-m", "seedbed", *map(str, words)]
+def process(*words, script=False, **more):
+    """Give the command to a process of its own (by its `script`, or as a module); `more` as for subprocess.run."""
+    start = [Path(sys.executable).with_name("seedbed")] if script else [sys.executable, "-m", "seedbed"]
+    command = [*start, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, **more)
     return Done(done.returncode, done.stdout, done.stderr).without_traceback()
 

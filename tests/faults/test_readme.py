@@ -2,32 +2,11 @@
 
 import json
 import re
-import shutil
 
 import pytest
 
 from tests.command_line import fails, seedbed
-from tests.conftest import DATA
-
-INPUTS = DATA / "faults"
-
-
-@pytest.fixture
-def here(tmp_path):
-    """A folder with all inputs, to work in."""
-    shutil.copytree(INPUTS, tmp_path / "faults")
-    return tmp_path / "faults"
-
-
-@pytest.fixture(scope="module")
-def one_run(once):
-    """The run of one.yaml, beside all inputs. For reading only."""
-
-    def build(folder):
-        shutil.copytree(INPUTS, folder / "faults")
-        seedbed("run", "one.yaml", "--out", "RUN", "--threads", 1, cwd=folder / "faults").worked()
-
-    return once("faults-one", build) / "faults"
+from tests.faults.conftest import INPUTS
 
 
 def bits(said):

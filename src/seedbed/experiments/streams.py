@@ -52,6 +52,7 @@ def build_stream(name: str, spec: StreamSpec, *, device: "torch.device | None" =
     part_given: Mapping[str, Any] = {}
     if spec.tokenizer is not None:
         given = tokenizers.parts.build(spec.tokenizer, path=f"{path}.tokenizer")
+        given.fingerprint()  # raises what its files have to say
         part_given = {"kind": spec.tokenizer} if isinstance(spec.tokenizer, str) else spec.tokenizer
     tokenizer = None
     for source_name, part in spec.named_sources.items():

@@ -90,5 +90,4 @@ def check(
 def _documents(paths: Sequence[str | Path], *, text_key: str, meta: Mapping[str, str]) -> Iterator[Document]:
     asked = Preparation(paths=tuple(map(str, paths)), text_key=text_key, meta=dict(meta))
     look_at(asked)
-    for path in asked.paths:
-        yield from documents_of(path, asked)
+    return (document for path in asked.paths for document in documents_of(path, asked))
