@@ -3,6 +3,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import time
 from collections import Counter
@@ -385,12 +386,21 @@ def test_nothing_is_overwritten_and_nothing_mixed(texts, tmp_path):
     (tmp_path / "full/letter.txt").write_text("dear")
     with pytest.raises(RefusedError, match="is not empty and holds no preparation"):
         _prepare(texts, tmp_path / "full")
-    work = plan(module.Preparation(paths=(str(texts),)))
-    (tmp_path / "begun").mkdir()
-    module.begin(tmp_path / "begun", work)
+    begun = tmp_path / "begun"
+    _stopped_after_a_unit(texts, begun)
     (texts / "00.txt").write_text("changed since")
     with pytest.raises(RefusedError, match="beginnings of another preparation, or the input changed"):
-        _prepare(texts, tmp_path / "begun")
+        _prepare(texts, begun)
+    for unit in (begun / module.WORK).glob("unit-*"):
+        shutil.rmtree(unit)
+    _prepare(texts, begun)  # nothing had been done, so nothing is lost
+
+
+def _stopped_after_a_unit(texts, folder):
+    folder.mkdir()
+    work = plan(module.Preparation(paths=(str(texts),)))
+    module.begin(folder, work)
+    module.make_unit(folder, work, 0)
 
 
 def test_no_space_left_loses_nothing_that_was_done(texts, tmp_path, monkeypatch):

@@ -351,7 +351,7 @@ BAD = [
     ("a.csv", b'text,n\nx,1\n"y,2\n', "line 3: not valid CSV", ["x"], (C, 3, None, None)),
     ("a.csv", b'text,n\n"x" y,1\nz,2', "line 2: not valid CSV", ["z"], (C, 2, None, None)),
     ("a.csv", b"text,n\nx\ny,2\nz,3,4", "line 2: not valid CSV .1 fields where the header has 2", ["y"], (C, 2, None, None)),
-    ("a.csv", b"text,text\nx,y", "twice", [], (C, 1, None, None)),
+    ("a.csv", b"text,text\nx,y", "it has .text. twice", [], ("a name twice", 1, None, None)),
     ("a.parquet", _parquet(RECORDS)[:-9], "not a whole parquet file", [], (P, None, 1, None)),
     ("a.parquet", b"", "not a whole parquet file", [], (P, None, 1, None)),
     ("a.parquet.gz", gzip.compress(_parquet(RECORDS))[:-9], "ends in the middle", [], ("truncated archive", None, None, None)),

@@ -342,11 +342,14 @@ def begin(folder: Path, work: Work) -> None:
     note = folder / WORK / "plan.json"
     facts = {"fingerprint": work.fingerprint(), "units": len(work.units)}
     if note.is_file():
-        if read_json(note, advice=f"remove {folder}, or give another --out") != facts:
+        known = read_json(note, advice=f"remove {folder}, or give another --out")
+        if known != facts and any(note.parent.glob("unit-*")):
             raise RefusedError(
                 f"{folder} holds the beginnings of another preparation, or the input changed since; remove "
                 "it, or give another --out"
             )
+        if known != facts:  # of one that ended before its first unit: there is nothing to lose
+            write_json(note, facts)
     elif any(p.name not in (".lock", WORK) for p in folder.iterdir()):
         raise RefusedError(f"{folder} is not empty and holds no preparation; nothing is overwritten: give another --out")
     else:

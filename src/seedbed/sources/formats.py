@@ -99,7 +99,7 @@ def _but_settings(items: Iterator[Record | BadInput], text_key: str, passed: Ski
 
 def read_strings(file: FoundFile, bounds: Bounds = Bounds()) -> Iterator[tuple[str, str]]:
     """Give every text of every record with the record's id, whatever its key. Raises the first BadInput."""
-    for item in _items(file, bounds, text_key=None, meta=(), keys=()):
+    for item in _items(file, bounds, text_key=None, meta=(), keys=None):
         if isinstance(item, BadInput):
             raise item
         fields = item.fields if kind_of(file.path) in _RECORDS else item.fields["text"]
@@ -107,11 +107,11 @@ def read_strings(file: FoundFile, bounds: Bounds = Bounds()) -> Iterator[tuple[s
 
 
 def _items(
-    file: FoundFile, bounds: Bounds, *, text_key: str | None, meta: tuple[str, ...], keys: tuple[str, ...]
+    file: FoundFile, bounds: Bounds, *, text_key: str | None, meta: tuple[str, ...], keys: tuple[str, ...] | None
 ) -> Iterator[Record | BadInput]:
     """The file's records, and what is wrong: a bad record is an item among others, a bad file is the last one.
 
-    `keys` are those of which a record may have each once.
+    A table has every column once; of another record that is so of its `keys` (None: of all).
     """
     kind = kind_of(file.path)
     try:

@@ -15,8 +15,8 @@ from seedbed.sources.lines import Line, bad_double, doubled_key, integer
 from seedbed.sources.unpack import BLOCK, open_file
 
 
-def json_records(file: FoundFile, bounds: Bounds, *, once: Sequence[str] = ()) -> Iterator[Record | BadInput]:
-    """Give the records of a .json; a record may have each of the keys `once` once.
+def json_records(file: FoundFile, bounds: Bounds, *, once: Sequence[str] | None = ()) -> Iterator[Record | BadInput]:
+    """Give the records of a .json; a record may have each of the keys `once` (None: any) once.
 
     Raises BadInput where it is no JSON: what follows cannot be told apart.
     """

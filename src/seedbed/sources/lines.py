@@ -57,7 +57,7 @@ def lines_of(file: FoundFile, bounds: Bounds) -> Iterator[Line | BadInput]:
             byte += len(raw)
 
 
-def jsonl_records(file: FoundFile, bounds: Bounds, *, once: Sequence[str] = ()) -> Iterator[Record | BadInput]:
+def jsonl_records(file: FoundFile, bounds: Bounds, *, once: Sequence[str] | None = ()) -> Iterator[Record | BadInput]:
     """Give the records of a .jsonl; empty lines are passed over. A record may have each of the keys `once` once."""
     for line in lines_of(file, bounds):
         if isinstance(line, BadInput):
@@ -83,9 +83,9 @@ def integer(digits: str) -> int | str:
 _MOST_DIGITS = 1000
 
 
-def doubled_key(text: str, once: Sequence[str]) -> str | None:
-    """Return the first of the keys `once` that a JSON object has twice at its top; Python's own reader takes the last."""
-    if not any(text.count(json.dumps(key)) > 1 or text.count(f'"{key}"') > 1 for key in once):
+def doubled_key(text: str, once: Sequence[str] | None) -> str | None:
+    """Return the first of the keys `once` (None: all) that a JSON object has twice at its top; json takes the last."""
+    if once is not None and not any(text.count(json.dumps(key)) > 1 or text.count(f'"{key}"') > 1 for key in once):
         return None  # nearly all records: nothing is read a second time
     found: list[str] = []
 
@@ -94,14 +94,19 @@ def doubled_key(text: str, once: Sequence[str]) -> str | None:
         return dict(given)
 
     outermost = json.loads(text, object_pairs_hook=pairs, parse_int=integer)
-    return next((key for key in once if isinstance(outermost, dict) and found.count(key) > 1), None)
+    return doubled(found, once) if isinstance(outermost, dict) else None
 
 
-def bad_double(record: Record, key: str) -> BadInput:
-    return record.bad("a key twice", problem=f"it has the key {key!r} twice", advice="rename or remove one of them")
+def doubled(names: Sequence[str], once: Sequence[str] | None = None) -> str | None:
+    """Return the first name that stands there twice, of all or of those that may stand there `once`."""
+    return next((name for name in (names if once is None else once) if names.count(name) > 1), None)
 
 
-def _of_json(line: Line, file: FoundFile, once: Sequence[str]) -> Record | BadInput:
+def bad_double(record: Record, name: str) -> BadInput:
+    return record.bad("a name twice", problem=f"it has {name!r} twice", advice="rename or remove one of them")
+
+
+def _of_json(line: Line, file: FoundFile, once: Sequence[str] | None) -> Record | BadInput:
     place = (f"{file.name}:{line.number}", file.name, line.number)
     try:
         text = line.decoded(file)
@@ -120,7 +125,7 @@ def _of_json(line: Line, file: FoundFile, once: Sequence[str]) -> Record | BadIn
 def table_records(file: FoundFile, bounds: Bounds) -> Iterator[Record | BadInput]:
     """Give the records of a .csv or .tsv under the names of its header, all as text.
 
-    Raises BadInput if the header is bad, or a record has no end within `bounds.document_bytes`.
+    Raises BadInput if the header is bad or has a name twice, or a record has no end within `bounds.document_bytes`.
     """
     csv.field_size_limit(max(csv.field_size_limit(), min(bounds.document_bytes, 2**31 - 1)))
     began: list[Line] = []  # the lines of the record that is being read
@@ -160,15 +165,15 @@ def table_records(file: FoundFile, bounds: Bounds) -> Iterator[Record | BadInput
         if header is None:
             if bad is not None:
                 raise bad
+            if (double := doubled(row)) is not None:
+                raise bad_double(record, double)
             header = row
         else:
             yield bad or record
 
 
 def _misshapen(record: Record, *, row: list[str], header: list[str] | None, problem: str) -> BadInput | None:
-    if not problem and header is None and len(set(row)) < len(row):
-        problem = "the header has a column twice"
-    elif not problem and header is not None and len(row) != len(header):
+    if not problem and header is not None and len(row) != len(header):
         problem = f"{len(row)} fields where the header has {len(header)}"
     if not problem:
         return None

@@ -11,6 +11,7 @@ from typing import Any
 from seedbed.core.errors import DataError
 from seedbed.sources.fields import Record, asked_keys
 from seedbed.sources.files import BadInput, Bounds, FoundFile
+from seedbed.sources.lines import bad_double, doubled
 from seedbed.sources.unpack import open_seekable
 
 ROWS = 256  # unpacked at a time
@@ -35,7 +36,8 @@ def parquet_records(
             table = pyarrow.parquet.ParquetFile(opened)
             schema = table.schema_arrow
             asked = set(schema.names) if text_key is None else asked_keys(schema.names, text_key, meta)
-            _refuse_doubled(file, schema.names)
+            if (double := doubled(schema.names)) is not None:
+                raise bad_double(Record(None, id=file.name, file=file.name), double)
             size = sum(table.metadata.row_group(i).total_byte_size for i in range(table.metadata.num_row_groups))
             if size > bounds.file_bytes:
                 problem = f"it unpacks to {size} bytes, more than {bounds.file_bytes}"
@@ -51,17 +53,6 @@ def parquet_records(
             raise BadInput(
                 file=file.name, reason="invalid parquet", problem=problem, advice="give a whole file", record=number + 1
             ) from None
-
-
-def _refuse_doubled(file: FoundFile, names: list[str]) -> None:
-    doubled = next((n for n in names if names.count(n) > 1), None)
-    if doubled is not None:
-        raise BadInput(
-            file=file.name,
-            reason="a column twice",
-            problem=f"it has the column {doubled!r} twice",
-            advice="rename one of them",
-        )
 
 
 def _is_plain(kind: Any) -> bool:
