@@ -17,21 +17,25 @@ def process(*words, script=False, **more):
     """Give the command to a process of its own (by its `script`, or as a module); `more` as for subprocess.run."""
     start = [Path(sys.executable).with_name("seedbed")] if script else [sys.executable, "-m", "seedbed"]
     command = [*start, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, **more)
+    done = subprocess.run(command, capture_output=True, timeout=900, check=False, **{"text": True, **more})
     return Done(done.returncode, done.stdout, done.stderr).without_traceback()
 
 
-def seedbed(*words, cwd=None):
-    """Give the command to this process."""
+HEARD = object()
+
+
+def seedbed(*words, cwd=None, out=HEARD):
+    """Give the command to this process; what it says goes to `out`, unless that is kept."""
+    kept = io.StringIO()
     with (
         patch.object(sys, "argv", ["seedbed", *map(str, words)]),
         chdir(cwd or "."),
-        redirect_stdout(io.StringIO()) as out,
+        redirect_stdout(kept if out is HEARD else out),
         redirect_stderr(io.StringIO()) as err,
         pytest.raises(SystemExit) as ended,
     ):
         entry()
-    return Done(ended.value.code, out.getvalue(), err.getvalue()).without_traceback()
+    return Done(ended.value.code, kept.getvalue(), err.getvalue()).without_traceback()
 
 
 class Done(NamedTuple):

@@ -170,12 +170,23 @@ def _ended() -> int:
 
 
 def _whole_text(what: str, text: str) -> None:
-    """Raise ConfigError for bytes that are not UTF-8, in anything but the name of a file that is there."""
+    """Raise ConfigError for what is not UTF-8, or unknown to the locale, in anything but the name of a file that is there."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        if not os.path.lexists(text):
-            raise ConfigError(f"{what} is not UTF-8: {os.fsencode(text)!r}; give it in UTF-8") from None
+        if os.path.lexists(text):
+            return
+        raw = os.fsencode(text)
+    else:
+        return
+    try:
+        said = raw.decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{what} is not UTF-8: {raw!r}; give it in UTF-8") from None
+    raise ConfigError(
+        f"{what} has characters that the locale's encoding, {sys.getfilesystemencoding()}, does not know: {said!r}; set "
+        "PYTHONUTF8=1, or a locale of UTF-8, and run it again"
+    )
 
 
 def _complain(message: str) -> None:

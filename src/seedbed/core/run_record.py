@@ -37,7 +37,10 @@ class RunRecord:
         if self.is_packed:
             return self._facts()["final"]
         file = self.folder / FINAL
-        return read_object(file, advice=_ADVICE) if file.is_file() else None
+        found = read_object(file, advice=_ADVICE) if file.is_file() else None
+        if found is not None and found.get("status") not in ("done", "failed"):
+            raise DataError(f"{file} is broken: it does not say whether the run is done or has failed; {_ADVICE}")
+        return found
 
     def environment(self) -> dict[str, Any] | None:
         if self.is_packed:
