@@ -58,16 +58,8 @@ def test_a_contrast_that_could_not_have_seen_its_effect_is_not_told():
 # A number with two decimals or more under a heading of README or docs: of the records that stand under that heading
 # (results/NAME), or as results/LOG.md has it; numbers that are settings are listed here.
 SETTINGS = {
-    "README.md": {
-        "3.11",
-        "3.12",
-        "3.13",
-        "3.14",
-        "2603.10055",
-        "0.007",
-        "99.95",
-        "99.99",
-    },  # LOG: +0.0073; tests/nca: the vectors
+    # versions and an address; LOG: +0.0073; tests/nca: the shares of the vectors
+    "README.md": {"3.11", "3.12", "3.13", "3.14", "2603.10055", "0.007", "99.95", "99.99"},
     "docs/automaton.md": {"0.25", "1.2.12"},
     "docs/continue.md": {"0.02"},
     "docs/systems.md": {},  # held by the test above
@@ -113,6 +105,20 @@ def test_a_number_of_a_page_is_one_of_the_record_that_it_names(page):
             if not re.search(rf"(?<![\d.]){re.escape(number)}(?![\d.])", log):
                 wrong[number] = sorted(records)
     assert wrong == {}, f"of no record that is named under the same heading: {wrong}"
+
+
+SPEED = re.compile(r"\d+(\.\d+)? times (as fast|the fast)|\d(\.\d+)?x as fast|\d [MG]B/s|\d[MG]? tokens a second")
+PROCESSOR = re.compile(r"Xeon|EPYC|H100|H200")
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))])
+def test_a_speed_is_told_with_the_processor_that_it_was_measured_on(page):
+    paragraphs = re.split(r"\n\s*\n|\n(?=- )", (ROOT / page).read_text())
+    assert [p for p in paragraphs if SPEED.search(p) and not PROCESSOR.search(p)] == []
+
+
+def test_speeds_are_found_at_all():
+    assert sum(len(list(SPEED.finditer((ROOT / page).read_text()))) for page in ("README.md", "docs/scale.md")) > 4
 
 
 def tool(name):

@@ -33,7 +33,8 @@ def packed(tables: Mapping[str, Sequence[Line]], facts: Any) -> bytes:
     made = lzma.compress(raw, format=lzma.FORMAT_XZ, filters=_FILTERS)
     again, _ = unpacked(made)
     for name, lines in tables.items():
-        assert json.dumps(again[name]) == json.dumps(list(lines)), f"the lines of {name} come back as they were"
+        if json.dumps(again[name]) != json.dumps(list(lines)):
+            raise RuntimeError(f"the lines of {name} do not come back as they were")
     return made
 
 
@@ -53,8 +54,10 @@ def unpacked(raw: bytes) -> tuple[dict[str, list[Line]], Any]:
 
 
 def _head(lines: list[Line], arrays: list[bytes]) -> Any:
-    """Return how a table is laid out, and append its arrays."""
+    """Return how a table is laid out, and append its arrays; lines that no order of keys agrees with stay lines."""
     keys = _ordered_keys(lines)
+    if keys is None:
+        return {"whole": lines}
     columns = []
     for key in keys:
         there = [i for i, line in enumerate(lines) if key in line]
@@ -69,7 +72,8 @@ def _head(lines: list[Line], arrays: list[bytes]) -> Any:
             column |= {"type": _INTEGERS, "places": places}
             arrays.append(_sorted_bytes(np.array([round(v * 10**places) for v in values], np.int64)))
         elif values and all(type(v) is float for v in values):
-            column["type"] = _SINGLE if all(float(np.float32(v)) == v for v in values) else _DOUBLE
+            with np.errstate(over="ignore"):
+                column["type"] = _SINGLE if all(float(np.float32(v)) == v for v in values) else _DOUBLE
             arrays.append(_sorted_bytes(np.array(values, column["type"])))
         elif all(isinstance(v, str) for v in values):
             column["runs"] = _run_lengths(values)
@@ -80,6 +84,8 @@ def _head(lines: list[Line], arrays: list[bytes]) -> Any:
 
 
 def _lines(table: Mapping[str, Any], plain: bytes, at: int) -> tuple[list[Line], int]:
+    if "whole" in table:
+        return table["whole"], at
     lines: list[Line] = [{} for _ in range(table["count"])]
     for column in table["columns"]:
         there = _unspanned(column["lines"]) if "lines" in column else range(table["count"])
@@ -101,15 +107,15 @@ def _lines(table: Mapping[str, Any], plain: bytes, at: int) -> tuple[list[Line],
     return lines, at
 
 
-def _ordered_keys(lines: list[Line]) -> list[str]:
-    """All keys in an order that every line's own order agrees with. Raises ValueError if there is none."""
+def _ordered_keys(lines: list[Line]) -> list[str] | None:
+    """Return all keys in an order that every line's own order agrees with; None if none was found."""
     order: list[str] = []
     for keys in dict.fromkeys(tuple(line) for line in lines):
         place = 0
         for key in keys:
             if key in order:
                 if order.index(key) < place:
-                    raise ValueError(f"the lines have their keys in different orders ({key!r})")
+                    return None
                 place = order.index(key) + 1
             else:
                 order.insert(place, key)
