@@ -271,7 +271,7 @@ MUTANTS = [
         "faults/test_places.py::test_a_place_that_is_taken_is_refused_before_the_work[tokenizer-full]",
     ),
     Mutant(
-        "a reader that left ends the work",
+        "a full standard output ends the work",
         "core/speaking.py",
         "self._stream.flush()\n            except OSError as e:\n                self._give_up(e)",
         "self._stream.flush()\n            except OSError as e:\n                raise",

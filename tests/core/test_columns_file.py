@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,12 @@ NUMBERS = st.floats(width=64) | st.floats(width=32) | st.decimals(-999, 999, pla
 VALUES = st.none() | st.booleans() | st.integers() | NUMBERS | st.text(max_size=9) | st.lists(st.integers(), max_size=3)
 LINES = st.lists(st.dictionaries(st.sampled_from("abcd"), VALUES, max_size=4), max_size=12)
 COLUMNS = st.one_of(st.lists(kind, min_size=1, max_size=12) for kind in (NUMBERS, st.integers(), st.text(max_size=3)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def smallest_numbers():
+    """They are numbers here, whatever a run in this process has set."""
+    torch.set_flush_denormal(False)
 
 
 def there_and_back(lines, facts=None):
