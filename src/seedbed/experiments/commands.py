@@ -21,7 +21,6 @@ from seedbed.experiments.carried import Reader, reader_of
 from seedbed.experiments.comparison import Comparison
 from seedbed.experiments.feedback import append
 from seedbed.experiments.memory import check_fits
-from seedbed.experiments.prepare import Preparation, documents_of
 from seedbed.experiments.readings import check_held_out
 from seedbed.experiments.recipe import RunPlan, load, read_plan, recipe_text_of
 from seedbed.experiments.run import RunResult, Sitting, create, execute, finished, refuse_packed, refuse_taken
@@ -175,6 +174,8 @@ def evaluate_text(
 
     `text` is a file, folder, glob, builtin:NAME or hub:NAME, or a prepared folder, whose documents are read as text again.
     """
+    from seedbed.experiments.prepare import Preparation, documents_of  # whose curation compiles: slow to import
+
     trained = open_run(folder, device=device)
     asked = Preparation(paths=(text,), text_key=text_key, document_bytes=MOST_BYTES)
     documents = [d for d in documents_of(text, asked) if d.text]
