@@ -212,6 +212,7 @@ def _become(asked):
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests are run by nohup
         os.setsid()
         for number, name, flags in (
             (0, os.devnull, os.O_RDONLY),

@@ -67,7 +67,13 @@ def test_a_resume_reuses_the_layout_it_finds(recipe, tmp_path, monkeypatch):
     assert read_state(folder / "checkpoints/final")["layout"]["micro_batch_size"] == {"soil": 2, "text": 2}
 
 
-@pytest.mark.parametrize("sitting", [Sitting(micro_batch_size=1), Sitting(threads=2)], ids=["micro-batch", "threads"])
+@pytest.mark.parametrize(
+    "sitting",
+    [
+        pytest.param(Sitting(micro_batch_size=1), id="micro-batch"),
+        pytest.param(Sitting(threads=2), id="threads", marks=pytest.mark.slow),  # which wait for each other
+    ],
+)
 def test_where_draws_hang_on_the_layout_another_one_needs_a_word(recipe, tmp_path, monkeypatch, sitting):
     from dataclasses import replace
 
