@@ -310,7 +310,7 @@ MUTANTS = [
         "core/columns_file.py",
         'n / 10 ** column["places"]',
         'n // 10 ** column["places"] * 1.0',
-        "core/test_columns_file.py::test_a_column_of_one_kind_comes_back_to_the_bit",
+        "core/test_columns_file.py::test_numbers_of_few_places_come_back",
     ),
 ]
 

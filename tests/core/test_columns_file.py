@@ -50,6 +50,11 @@ def test_values_that_are_no_plain_numbers_come_back_too(values):
     assert same(there_and_back(lines)[0]["a"], lines)
 
 
+def test_numbers_of_few_places_come_back():
+    lines = [{"v": v} for v in (0.25, -3.125, 1234.567891, 2.0)]
+    assert same(there_and_back(lines)[0]["a"], lines)
+
+
 def test_numbers_of_few_digits_take_few_bytes():
     few = [{"step": n, "seconds": round(0.3 + (n * 7919 % 1000) / 1e6, 6), "loss": 2.0 - n / 10_000} for n in range(2000)]
     assert len(packed({"a": few}, None)) < 0.06 * sum(len(json.dumps(line)) for line in few)

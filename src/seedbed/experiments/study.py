@@ -381,14 +381,7 @@ def _start(run: Path, threads: int, track: Sequence[str]) -> "subprocess.Popen[b
     environment = {**os.environ, PARENT: str(os.getpid()), "OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
     with (run / "worker.err").open("wb") as errors:
         return subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "seedbed.experiments.worker",
-                str(run),
-                *track,
-            ],  # -P: nothing of the folder one is in
+            [sys.executable, "-P", "-m", "seedbed.experiments.worker", str(run), *track],  # -P: nothing of the folder one is in
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
