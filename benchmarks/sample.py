@@ -34,11 +34,13 @@ def prompts_of(count: int) -> list[str]:
 
 class Ours:
     def __init__(self, model, *, batch_size: int) -> None:
+        from seedbed.models.cache import stepper
         from seedbed.tokenizers.bytes import Bytes
         from seedbed.writers.sample import Sample
 
         self.writer = Sample(
             model=model,
+            stepper=stepper,
             tokenizer=Bytes(),
             seq_len=SEQ_LEN,
             temperature=TEMPERATURE,
@@ -119,7 +121,7 @@ def main() -> None:
 
     import torch
 
-    from seedbed.models.transformer import Decoder
+    from seedbed.models.decoder import Decoder
 
     torch.set_num_threads(asked.threads)
     model = Decoder(size="5M").build(vocab_size=257)

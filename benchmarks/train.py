@@ -37,10 +37,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from seedbed.core.records import blank
 from seedbed.engine.precision import prepare_machine
+from seedbed.models.decoder import Decoder
 from seedbed.models.hugging_face import llama_config, llama_weights
 from seedbed.models.products import product
-from seedbed.models.transformer import Decoder
 from seedbed.sources.text import Text
 
 HERE = Path(__file__).resolve().parent
@@ -216,7 +217,7 @@ def write_job(shape: Shape, folder: Path, *, steps: int, rows: int, machine: Map
         **{name: getattr(shape, name) for name in ("num_layers", "d_model", "num_heads", "d_ff", "vocab_size", "seq_len")},
         "rope_base": decoder.rope_base,
         "norm_eps": decoder.norm_eps,
-        "llama_config": llama_config(decoder, vocab_size=shape.vocab_size),
+        "llama_config": llama_config(decoder.shape, vocab_size=shape.vocab_size),
         "weights": str(folder / "weights.safetensors"),
         "data": str(folder / "data.npy"),
         "batch_size": rows,
@@ -225,7 +226,7 @@ def write_job(shape: Shape, folder: Path, *, steps: int, rows: int, machine: Map
         **machine,
     }
     (folder / "job.json").write_text(json.dumps(job))
-    return folder / "job.json", 3 * model.cost(rows=rows, seq_len=length).flops_run
+    return folder / "job.json", 3 * model.cost(blank(rows=rows, seq_len=length)).flops_run
 
 
 def largest_differences(contenders: Sequence[Contender]) -> dict[str, float]:

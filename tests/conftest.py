@@ -132,7 +132,8 @@ def runs_here(monkeypatch):
 def run_here(patch):
     """As the fixture runs_here, for a scope of one's own."""
     from seedbed.experiments import study
-    from seedbed.experiments.run import Sitting, execute
+    from seedbed.experiments.layout import Sitting
+    from seedbed.experiments.run import execute
 
     class Ended:
         returncode = 0

@@ -104,7 +104,7 @@ MUTANTS = [
     ),
     Mutant(
         "rotary halves swapped",
-        "models/transformer.py",
+        "models/rotary.py",
         "torch.cat([-sin, sin], dim=-1)",
         "torch.cat([sin, -sin], dim=-1)",
         "models/test_transformer.py::test_logits_are_those_of_hugging_face_s_llama",
@@ -132,9 +132,9 @@ MUTANTS = [
     ),
     Mutant(
         "mean of micro-batch means",
-        "engine/train.py",
-        "mean = mean + weight * part.sum_nats / count",
-        "mean = mean + weight * part.sum_nats / objective.count(piece)",
+        "engine/step.py",
+        "mean = mean + term.weight * part.sum_nats / count",
+        "mean = mean + term.weight * part.sum_nats / term.objective.count(batches[term.stream])",
         "engine/test_engine.py::test_the_size_of_a_micro_batch_changes_nothing_but_rounding",
     ),
     Mutant(
@@ -210,13 +210,13 @@ MUTANTS = [
     Mutant(
         "moments cross for what is drawn anew",
         "experiments/borders.py",
-        'if actions[name] != "keep" or id(parameter) not in trained or values is None:',
-        "if id(parameter) not in trained or values is None:",
+        'if actions[name] != "keep" or id(parameter) not in trained or values is None or',
+        "if id(parameter) not in trained or values is None or",
         "experiments/test_borders.py::test_moments_cross_for_what_is_kept_and_trained_only",
     ),
     Mutant(
         "every layout is let through",
-        "experiments/run.py",
+        "experiments/layout.py",
         "        if layout_free(plan):",
         "        if True:",
         "experiments/test_layout.py::test_where_draws_hang_on_the_layout_another_one_needs_a_word[micro-batch]",
@@ -311,6 +311,41 @@ MUTANTS = [
         'n / 10 ** column["places"]',
         'n // 10 ** column["places"] * 1.0',
         "core/test_columns_file.py::test_numbers_of_few_places_come_back",
+    ),
+    Mutant(
+        "labels do not arrive in the batch",
+        "engine/batches.py",
+        "found[key] = torch.from_numpy(values).to(_WIDE[values.dtype.kind])",
+        "found |= {}",
+        "engine/test_batches.py::test_every_field_of_a_row_arrives_in_the_batch",
+    ),
+    Mutant(
+        "a branch begins with the first row again",
+        "experiments/branches.py",
+        '"positions": read_state(checkpoint)["counters"]["positions"],',
+        '"positions": {},',
+        "rehearsal/test_branches.py::test_branches_leave_the_trunk_as_it_is_and_are_evaluated",
+    ),
+    Mutant(
+        "a default moves unseen",
+        "optimizers/adamw.py",
+        "default=(0.9, 0.95)",
+        "default=(0.9, 0.999)",
+        "contracts/test_defaults.py::test_no_default_moves_unseen",
+    ),
+    Mutant(
+        "what a masked linear stands for is passed over at a border",
+        "experiments/borders.py",
+        "old |= {role: giver.dense[role] for role in others if role in giver.dense}",
+        "old |= {}",
+        "rehearsal/test_masked_to_dense.py::test_a_masked_stage_and_a_dense_one",
+    ),
+    Mutant(
+        "a term's schedule is read one step late",
+        "engine/step.py",
+        "else self.weight(progress)",
+        "else self.weight(replace(progress, step=progress.step - 1))",
+        "rehearsal/test_early_layers.py::test_late_states_teach_early_ones",
     ),
 ]
 

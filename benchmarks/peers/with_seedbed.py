@@ -18,11 +18,13 @@ from seedbed.core.stream import Stream
 from seedbed.engine.feed import Feed
 from seedbed.engine.placement import place
 from seedbed.engine.precision import prepare_machine
+from seedbed.engine.step import Term
+from seedbed.engine.system import System
 from seedbed.engine.train import Counters, Hooks, Stage, train
 from seedbed.experiments.journal import Metrics
 from seedbed.mixture.epochs import Epochs
+from seedbed.models.decoder import Decoder
 from seedbed.models.hugging_face import llama_name
-from seedbed.models.transformer import Decoder
 from seedbed.objectives.tokens import Tokens
 from seedbed.optimizers.adamw import AdamW
 from seedbed.schedules.warmup import Warmup
@@ -70,7 +72,8 @@ def main() -> None:
     model = Decoder(**settings).build(vocab_size=job.vocab_size)
     weights = load_file(job.weights)
     model.load_state_dict({name: weights[llama_name(role)] for name, role in model.roles.items()})
-    place(model, machine)
+    system = System(model)
+    place(system, machine)
     optimizer = AdamW(learning_rate=job.learning_rate, betas=tuple(job.betas), eps=job.eps)
     stream = Stream(
         name="text",
@@ -84,8 +87,8 @@ def main() -> None:
     stage = Stage(
         name="train",
         stream=stream,
-        model=model,
-        objectives=[(1.0, Tokens())],
+        system=system,
+        terms=[Term(name="tokens", objective=Tokens(), stream="text")],
         optimizer=optimizer.build([(model.roles[name], p) for name, p in model.named_parameters()]),
         learning_rate=job.learning_rate,
         schedule=Warmup(share=0.0),
@@ -106,7 +109,7 @@ def main() -> None:
         turns.ready(parameters=sum(p.numel() for p in model.parameters()))
         at = Counters(positions={"text": 0})
         with Feed(stream, seed=0, pinned=machine.device.type == "cuda") as feed:
-            train(stage, at=at, seed=0, machine=machine, ledger=Ledger(), hooks=hooks, feed=feed)
+            train(stage, at=at, seed=0, machine=machine, ledger=Ledger(), hooks=hooks, feeds={"text": feed})
 
 
 if __name__ == "__main__":

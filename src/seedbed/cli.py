@@ -655,7 +655,7 @@ def resume(
     _local_code(allow_local_code)
     from seedbed.experiments import commands, console
     from seedbed.experiments.comparison import Comparison
-    from seedbed.experiments.run import Sitting
+    from seedbed.experiments.layout import Sitting
 
     sitting = Sitting(
         threads=threads,

@@ -14,7 +14,7 @@ from seedbed.engine.feed import Feed
 from seedbed.engine.placement import place
 from seedbed.engine.precision import PRECISIONS
 from seedbed.engine.train import Counters, Hooks, train
-from seedbed.experiments.assemble import build_model, build_stage, initialize, machine_for, rooms
+from seedbed.experiments.assemble import build_model, build_stage, build_system, initialize, machine_for, rooms
 from seedbed.experiments.prepare import prepare
 from seedbed.experiments.recipe import load
 from seedbed.experiments.streams import build_stream, open_stream
@@ -101,10 +101,11 @@ class Sitting:
     def __init__(self, plan, spec):
         self.machine = machine_for(plan)
         self.built = build_stream(spec.stream, plan.streams[spec.stream])
-        model = build_model(plan, vocab_size=self.built.stream.vocab_size)
+        model = build_model(plan, spec, vocab_size=self.built.stream.vocab_size)
         initialize(model, spec, seed=plan.seed, old=None)
-        place(model, self.machine)
-        self.stage = build_stage(plan, spec, self.built, model)
+        system = build_system(plan, spec, model)
+        place(system, self.machine)
+        self.stage = build_stage(plan, spec, {spec.stream: self.built}, system)
         self.spec, self.seed = spec, plan.seed
         self.opener = partial(open_stream, spec.stream, plan.streams[spec.stream])
         self.at = Counters(positions={spec.stream: 0})
@@ -129,7 +130,13 @@ class Sitting:
             measure=self.measure,
         )
         with Feed(self.built.stream, seed=self.seed) as feed:
-            given = {"seed": self.seed, "machine": self.machine, "ledger": Ledger(), "hooks": hooks, "feed": feed}
+            given = {
+                "seed": self.seed,
+                "machine": self.machine,
+                "ledger": Ledger(),
+                "hooks": hooks,
+                "feeds": {self.spec.stream: feed},
+            }
             if stop_after is None:
                 train(self.stage, at=self.at, **given)
             else:
@@ -142,7 +149,7 @@ class Sitting:
         return [line["loss_nats"] for line in self.lines]
 
     def packed(self):
-        return pack(self.stage.model, self.stage.optimizer, {"counters": vars(self.at)})
+        return pack(self.stage.system, self.stage.optimizer, {"counters": vars(self.at)})
 
     def saved(self, folder):
         write(folder, self.packed())
@@ -150,7 +157,7 @@ class Sitting:
 
     def going_on(self, other, folder):
         """Take over from a saved checkpoint and from what the other sitting's mixture was told."""
-        state = load_checkpoint(folder, model=self.stage.model, optimizer=self.stage.optimizer)
+        state = load_checkpoint(folder, model=self.stage.system, optimizer=self.stage.optimizer)
         self.at = Counters(**state["counters"])
         self.built.stream.history[:] = other.built.stream.history
         return self

@@ -25,10 +25,11 @@ from seedbed.core.protocols import (
     TrackerKind,
     View,
 )
-from seedbed.core.records import Document, Draw, Key, Progress, Role, Row
+from seedbed.core.records import Context, Document, Draw, Key, Progress, Role, Row, Vocabulary, blank
+from seedbed.core.registry import missing
 from seedbed.engine.batches import collate
 from seedbed.experiments.assemble import rooms
-from seedbed.models.transformer import Decoder
+from seedbed.models.decoder import Decoder
 from seedbed.packing.store import CorpusTokens
 from seedbed.sources.text import Text
 from seedbed.tokenizers.bytes import Bytes
@@ -133,13 +134,31 @@ def test_a_packing_asks_for_every_token_of_the_text_it_keeps_once(name, reset, i
     assert report["asked"] <= report["tokens"] and 0 <= report["padding_share"] < 1 and 0 <= report["cropped_share"] < 1
 
 
+@pytest.mark.parametrize(("room", "name"), [(r, n) for r, n in PARTS if rooms()[r].promises])
+def test_a_part_has_all_that_its_protocol_asks_for(room, name):
+    assert missing(rooms()[room].resolve(name), rooms()[room].protocol()) == []
+
+
+def test_a_part_from_elsewhere_that_lacks_something_is_told_what_and_where_to_read(tmp_path, monkeypatch):
+    file = tmp_path / "mine.py"
+    file.write_text("from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Half:\n    keeps_order = True\n")
+    monkeypatch.setenv("SEEDBED_ALLOW_LOCAL_CODE", "1")
+    with pytest.raises(ConfigError, match=r"it lacks __call__, asks_next, spare, .*core\.protocols\.View.*CONTRIBUTING"):
+        rooms()["views"].build(f"{file}:Half")
+
+
 @pytest.mark.parametrize("name", of("views"))
 def test_a_view_is_a_function_of_row_and_key(name):
     view = rooms()["views"].build(name)
     assert isinstance(view, View) and isinstance(view.keeps_order, bool)
     row = Row(tokens_T=np.arange(30), weights_T=np.ones(30))
     key = Key(seed=0, stream="s", position=4, draw=Draw("x", 4, 0))
-    one, two = view(row, key=key), view(row, key=key)
+    given = {
+        "key": key,
+        "vocabulary": Vocabulary(size=40, spare=tuple(range(40, 40 + view.spare))),
+        "progress": Progress(step=1, steps=0),
+    }
+    one, two = view(row, **given), view(row, **given)
     np.testing.assert_array_equal(one.tokens_T, two.tokens_T)
     np.testing.assert_array_equal(row.tokens_T, np.arange(30))
     shown = one.tokens_T
@@ -174,11 +193,11 @@ def test_a_model_gives_every_parameter_a_role_says_its_blocks_and_its_cost(name)
     first = [p.detach().clone() for p in model.parameters()]
     model.initialize(seed=0)
     assert all(torch.equal(a, b) for a, b in zip(first, model.parameters(), strict=True))
-    one, two = (model.cost(rows=rows, seq_len=8) for rows in (1, 2))
+    one, two = (model.cost(blank(rows=rows, seq_len=8)) for rows in (1, 2))
     assert 0 < one.flops_ideal <= one.flops_run and two.flops_run == pytest.approx(2 * one.flops_run)
     outputs = model(_batch())
     assert outputs.logits().shape == (2, 7, 9)
-    assert model.stepper() is not None
+    assert kind.stepper(model) is not None
 
 
 def _batch():
@@ -194,9 +213,12 @@ def test_an_objective_counts_before_the_forward_what_its_sum_is_over(name):
     model.initialize(seed=0)
     batch = _batch()
     assert objective.count(batch) == 11 and objective.count(batch.map(lambda x: x[:1])) == 6
-    loss = objective(model(batch), batch=batch)
+    context = Context(model=model, progress=Progress(step=0, steps=1), draws=lambda name: torch.Generator())
+    loss = objective(model(batch), batch=batch, context=context)
     assert loss.sum_nats.ndim == 0 and bool(torch.isfinite(loss.sum_nats)) and loss.sum_nats.requires_grad
-    halves = [objective(model(b), batch=b).sum_nats for b in (batch.map(lambda x: x[:1]), batch.map(lambda x: x[1:]))]
+    halves = [
+        objective(model(b), batch=b, context=context).sum_nats for b in (batch.map(lambda x: x[:1]), batch.map(lambda x: x[1:]))
+    ]
     if objective.layout_free:
         torch.testing.assert_close(sum(halves), loss.sum_nats, rtol=1e-5, atol=1e-5)
 

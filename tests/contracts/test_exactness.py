@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from seedbed.core.making import open_in_worker, rows_in_worker
-from seedbed.core.protocols import Neutral
+from seedbed.core.protocols import Neutral, Objective
 from seedbed.core.records import Document, Progress, Role, TokenTargets
 from seedbed.core.records import Loss as LossRecord
 from seedbed.core.workers import worker_pool
 from seedbed.engine.batches import collate
+from seedbed.engine.step import Term
 from seedbed.experiments.assemble import layout_free, rooms
 from tests.contracts.inputs import DATA_ROOMS, IN_THE_FORWARD, PARTS, Sitting, build, plan_with, prepared_inputs, variants
 
@@ -116,7 +117,7 @@ def _same(one, other):
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
-class PlainTokens:
+class PlainTokens(Objective):
     """Next-token loss and nothing else."""
 
     layout_free = True
@@ -124,7 +125,7 @@ class PlainTokens:
     def count(self, batch):
         return float((batch.weights_BT).sum())
 
-    def __call__(self, outputs, *, batch):
+    def __call__(self, outputs, *, batch, context):
         loss = outputs.token_loss(TokenTargets(ids_BT=batch.targets_BT, weights_BT=batch.weights_BT))
         return LossRecord(sum_nats=loss.sum_nats)
 
@@ -133,7 +134,7 @@ def _objective(name, inputs):
     sittings = [Sitting(*plan_with("objectives", "tokens", inputs)) for _ in range(2)]
     parts = build("objectives", name, inputs, **_neutral("objectives", name)), PlainTokens()
     for sitting, part in zip(sittings, parts, strict=True):
-        sitting.stage = dataclasses.replace(sitting.stage, objectives=[(1.0, part)])
+        sitting.stage = dataclasses.replace(sitting.stage, terms=[Term(name="tokens", objective=part, stream="text")])
     return [s.train().losses for s in sittings]
 
 

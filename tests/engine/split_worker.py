@@ -18,8 +18,10 @@ from seedbed.engine.placement import place, reading
 from seedbed.engine.precision import prepare_machine
 from seedbed.engine.ranks import join_ranks
 from seedbed.engine.saving import Saver
+from seedbed.engine.step import Term
+from seedbed.engine.system import System
 from seedbed.engine.train import Counters, Hooks, Stage, train
-from seedbed.models.transformer import Decoder
+from seedbed.models.decoder import Decoder
 from seedbed.objectives.tokens import Tokens
 from seedbed.optimizers.adamw import AdamW
 from seedbed.schedules.cosine import Cosine
@@ -46,15 +48,16 @@ def built(*, ranks=None, shard="none", micro=8, recompute=False, frozen=False, p
     stream = soil(batch_size=8)
     net = Decoder(num_layers=2, d_model=16, num_heads=2, **model).build(vocab_size=stream.vocab_size)
     net.initialize(seed=0)
-    place(net, machine)
+    system = System(net)
+    place(system, machine)
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(not (frozen and net.roles[name].part == "mlp"))
     trained = [(net.roles[n], p) for n, p in net.named_parameters() if p.requires_grad]
     stage = Stage(
         name="soil",
         stream=stream,
-        model=net,
-        objectives=[(1.0, Tokens())],
+        system=system,
+        terms=[Term(name="tokens", objective=Tokens(), stream="soil")],
         optimizer=AdamW(learning_rate=RATE, weight_decay=0.1).build(trained),
         learning_rate=RATE,
         schedule=Cosine(),
@@ -74,12 +77,12 @@ def trained(stage, machine, *, at=None, save=lambda wait: None):
 
     def evaluate():
         rows = stage.stream.rows(0, count=4, seed=0, split="valid")
-        with reading(stage.model, machine):
+        with reading(stage.system, machine):
             return {"valid_loss_nats": float(row_nats(stage.model, rows, machine=machine).mean())}
 
     hooks = Hooks(record=lines.append, evaluate=evaluate, save=save, should_stop=lambda: False)
     with Feed(stage.stream, seed=0, ranks=machine.ranks, pinned=machine.device.type == "cuda") as feed:
-        train(stage, at=at, seed=0, machine=machine, ledger=Ledger(), hooks=hooks, feed=feed)
+        train(stage, at=at, seed=0, machine=machine, ledger=Ledger(), hooks=hooks, feeds={"soil": feed})
     return [[line[k] for k in ("loss_nats", "gradient_norm", "valid_loss_nats") if k in line] for line in lines]
 
 
@@ -95,19 +98,19 @@ def main(folder: Path) -> None:
     at = Counters(positions={"soil": 0})
     after = []
     with Saver(ranks) as saver:
-        saver.prepare(stage.model)
+        saver.prepare(stage.system)
 
         def save(wait):
             state = {"counters": vars(at)}
             path = folder / f"step-{at.step}"
-            saver(path, model=stage.model, optimizer=stage.optimizer, state=state, after=lambda: after.append(path.name))
+            saver(path, system=stage.system, optimizer=stage.optimizer, state=state, after=lambda: after.append(path.name))
 
         trained(stage, machine, at=at, save=save)
     ranks.wait()
     found["saved"] = after
     for name, settings in {"again on all": {"shard": "all"}, "again on two": {"shard": "2"}, "again whole": {}}.items():
         stage, machine = built(ranks=ranks, **settings)
-        state = load_checkpoint(folder / f"step-{SAVED_AT}", model=stage.model, optimizer=stage.optimizer)
+        state = load_checkpoint(folder / f"step-{SAVED_AT}", model=stage.system, optimizer=stage.optimizer)
         found[name] = trained(stage, machine, at=Counters(**state["counters"]))
     if ranks.first:
         (folder / "found.json").write_text(json.dumps(found))

@@ -11,14 +11,20 @@ from seedbed.engine import checkpoints as module
 from seedbed.engine.batches import collate, pieces
 from seedbed.engine.checkpoints import latest, load_checkpoint, newest_whole, pack, write
 from seedbed.engine.precision import prepare_machine
+from seedbed.engine.step import Term
+from seedbed.engine.system import System
 from seedbed.engine.train import Counters, Hooks, Stage, train
-from seedbed.models.transformer import Decoder
+from seedbed.models.decoder import Decoder
 from seedbed.objectives.tokens import Tokens
 from seedbed.optimizers.adamw import AdamW
 from seedbed.schedules.cosine import Cosine
 from tests.engine.inputs import soil
 
 MACHINE = prepare_machine(device="cpu", precision="float32", threads=1, width=0)
+
+
+def _term(objective, weight=1.0):
+    return Term(name=type(objective).__name__, objective=objective, weight=weight, stream="soil")
 
 
 def _stage(steps=6, micro=4, rate=1e-2, clip=1.0, seed=0, **model):
@@ -29,8 +35,8 @@ def _stage(steps=6, micro=4, rate=1e-2, clip=1.0, seed=0, **model):
     return Stage(
         name="soil",
         stream=stream,
-        model=net,
-        objectives=[(1.0, Tokens())],
+        system=System(net),
+        terms=[_term(Tokens())],
         optimizer=optimizer,
         learning_rate=rate,
         schedule=Cosine(),
@@ -78,8 +84,8 @@ def test_uneven_counts_weigh_every_target_alike():
     batch = collate(rows)
     objective = Tokens()
     count = objective.count(batch)
-    whole = objective(stage.model(batch), batch=batch).sum_nats / count
-    parts = sum(objective(stage.model(p), batch=p).sum_nats / count for p in pieces(batch, rows=1))
+    whole = objective(stage.model(batch), batch=batch, context=None).sum_nats / count
+    parts = sum(objective(stage.model(p), batch=p, context=None).sum_nats / count for p in pieces(batch, rows=1))
     assert float(whole.detach()) == pytest.approx(float(parts.detach()), rel=1e-6)
 
 
@@ -91,10 +97,10 @@ def test_half_then_the_other_half_is_the_whole_to_the_bit(tmp_path):
     at = Counters(positions={"soil": 0})
     with pytest.raises(InterruptedRunError):
         _train(first, at=at, should_stop=lambda: at.step == 3)
-    write(tmp_path / "step-3", pack(first.model, first.optimizer, {"counters": vars(at)}))
+    write(tmp_path / "step-3", pack(first.system, first.optimizer, {"counters": vars(at)}))
 
     second = _stage(steps=8, attention_dropout=0.1, seed=99)
-    state = load_checkpoint(tmp_path / "step-3", model=second.model, optimizer=second.optimizer)
+    state = load_checkpoint(tmp_path / "step-3", model=second.system, optimizer=second.optimizer)
     rest = _train(second, at=Counters(**state["counters"]))
     assert [x["loss_nats"] for x in rest] == losses[3:]
     for p, q in zip(whole.model.parameters(), second.model.parameters(), strict=True):
@@ -137,26 +143,26 @@ def test_the_ledger_counts_tokens_by_source_and_the_making_of_rows():
     assert saved["tokens"] == {"nca": 3 * 4 * 24}
     made = sum(r.cost.flops_run for r in stage.stream.rows(0, count=12, seed=0))
     assert saved["generate"]["flops_run"] == made > 0
-    counted = sum(int((r.weights_T > 0).sum()) for r in stage.stream.rows(0, count=4, seed=0))
-    assert saved["train"]["flops_run"] == pytest.approx(3 * 3 * stage.model.cost(rows=4, seq_len=24, counted=counted).flops_run)
+    batch = collate(stage.stream.rows(0, count=4, seed=0))
+    assert saved["train"]["flops_run"] == pytest.approx(3 * 3 * stage.model.cost(batch).flops_run)
 
 
 def test_a_term_of_weight_zero_is_not_computed(monkeypatch):
     class Never(Tokens):
-        def __call__(self, outputs, *, batch):
+        def __call__(self, outputs, *, batch, context):
             raise AssertionError("computed")
 
     from dataclasses import replace
 
     plain = [x["loss_nats"] for x in _train(_stage())]
-    beside = [x["loss_nats"] for x in _train(replace(_stage(), objectives=[(1.0, Tokens()), (0.0, Never())]))]
+    beside = [x["loss_nats"] for x in _train(replace(_stage(), terms=[_term(Tokens()), _term(Never(), weight=0.0)]))]
     assert plain == beside
 
 
 def _saved(tmp_path):
     stage = _stage(steps=2)
     _train(stage)
-    write(tmp_path / "step-00000002", pack(stage.model, stage.optimizer, {"counters": {}}))
+    write(tmp_path / "step-00000002", pack(stage.system, stage.optimizer, {"counters": {}}))
     return stage, tmp_path / "step-00000002"
 
 
@@ -171,7 +177,7 @@ def test_a_harmed_checkpoint_is_named(tmp_path, name, harm):
     if harm == "remove":
         (folder / name).unlink()
     with pytest.raises(DataError, match=name):
-        load_checkpoint(folder, model=stage.model, optimizer=stage.optimizer)
+        load_checkpoint(folder, model=stage.system, optimizer=stage.optimizer)
 
 
 def test_a_checkpoint_of_another_model_or_format_is_refused(tmp_path):
@@ -241,13 +247,13 @@ def test_objectives_meet_the_head_in_the_number_type_of_the_run():
     seen = []
 
     class Noted(Tokens):
-        def __call__(self, outputs, *, batch):
+        def __call__(self, outputs, *, batch, context):
             seen.append(torch.is_autocast_enabled("cpu"))
-            return super().__call__(outputs, batch=batch)
+            return super().__call__(outputs, batch=batch, context=context)
 
     for precision in ("float32", "bfloat16"):
         machine = prepare_machine(device="cpu", precision=precision, threads=1, width=0)
-        stage = replace(_stage(steps=1), objectives=[(1.0, Noted())])
+        stage = replace(_stage(steps=1), terms=[_term(Noted())])
         hooks = Hooks(record=lambda line: None, evaluate=dict, save=lambda wait: None, should_stop=lambda: False)
         train(stage, at=Counters(positions={"soil": 0}), seed=0, machine=machine, ledger=Ledger(), hooks=hooks)
     assert seen == [False, True]

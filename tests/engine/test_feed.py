@@ -55,9 +55,9 @@ def test_the_next_step_is_made_ahead_but_not_behind_a_decision():
     made = []
 
     class Noted(NextToken):
-        def __call__(self, row, *, key, progress=None):
+        def __call__(self, row, *, key, **given):
             made.append(key.position)
-            return super().__call__(row, key=key, progress=progress)
+            return super().__call__(row, key=key, **given)
 
     stream = Decided(**{**vars(soil()), "views": [Noted()]})
     with Feed(stream, seed=0) as feed:
@@ -77,10 +77,10 @@ def test_the_next_step_is_made_ahead_but_not_behind_a_decision():
 
 def test_what_goes_wrong_ahead_is_raised_where_its_step_would_begin():
     class Ends(NextToken):
-        def __call__(self, row, *, key, progress=None):
+        def __call__(self, row, *, key, **given):
             if key.position >= 4:
                 raise DataError("no such row")
-            return super().__call__(row, key=key, progress=progress)
+            return super().__call__(row, key=key, **given)
 
     stream = Stream(**{**vars(soil()), "views": [Ends()]})
     with Feed(stream, seed=0) as feed:

@@ -1,6 +1,7 @@
 """Placing a model changes where and how its blocks compute, not what."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ CPU = {"device": torch.device("cpu"), "bfloat16": False, "threads": 1}
 
 def _losses(machine):
     stage, usual = built(micro=2)
-    place(stage.model, machine)
+    place(stage.system, machine)
     return [loss for loss, *_ in trained(stage, usual)], stage.model
 
 
@@ -53,9 +54,16 @@ def test_compiled_blocks_change_losses_by_rounding_only():
         "import json; from tests.engine.test_placement import CPU, Machine, _losses; "
         "print(json.dumps([_losses(Machine(**CPU, compiled=c))[0] for c in (False, True)]))"
     )
+    root = str(Path(__file__).parents[2])
     done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=600
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+        timeout=600,
     )
+    assert done.returncode == 0, done.stderr[-4000:]
     plain, compiled = json.loads(done.stdout.splitlines()[-1])
     assert compiled == pytest.approx(plain, rel=1e-5)
 
@@ -67,7 +75,7 @@ def test_on_a_gpu_every_way_gives_the_processor_s_losses(settings):
     alone, _ = _losses(Machine(**CPU))
     stage, _ = built(micro=2)
     machine = Machine(device=torch.device("cuda"), bfloat16=False, threads=1, **settings)
-    place(stage.model, machine)
+    place(stage.system, machine)
     trained_there = [(stage.model.roles[n], p) for n, p in stage.model.named_parameters()]
     stage = replace(stage, optimizer=AdamW(learning_rate=RATE, weight_decay=0.1).build(trained_there))
     assert [loss for loss, *_ in trained(stage, machine)] == pytest.approx(alone, rel=1e-3)

@@ -63,7 +63,7 @@ def test_what_four_ranks_saved_goes_on_in_one_process_and_opens_whole(four):
     assert found["saved"] == [f"step-{SAVED_AT}", f"step-{STEPS}"], "each in its turn, the last waited for"
     stage, machine = built()
     checkpoint = folder / f"step-{SAVED_AT}"
-    state = load_checkpoint(checkpoint, model=stage.model, optimizer=stage.optimizer)
+    state = load_checkpoint(checkpoint, model=stage.system, optimizer=stage.optimizer)
     again = trained(stage, machine, at=Counters(**state["counters"]))
     assert again == [pytest.approx(pair, rel=BOUND) for pair in found["all"][SAVED_AT:]]
     shapes = {name: p.shape for name, p in stage.model.named_parameters()}
@@ -113,7 +113,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_the_copy_stays_as_it
             steps.append(at.step)
             if at.step == SAVED_AT:
                 kept = {n: p.detach().clone() for n, p in stage.model.named_parameters()}
-                saver(tmp_path / "three", model=stage.model, optimizer=stage.optimizer, state={}, after=lambda: None)
+                saver(tmp_path / "three", system=stage.system, optimizer=stage.optimizer, state={}, after=lambda: None)
                 steps.append(kept)
 
         trained(stage, machine, at=at, save=save)
@@ -132,7 +132,7 @@ def test_what_goes_wrong_behind_the_training_is_raised(tmp_path, later):
     (tmp_path / "blocked").write_text("a file where a folder should be")
 
     def save():
-        saver(tmp_path / "blocked" / "x", model=stage.model, optimizer=stage.optimizer, state={}, after=lambda: None)
+        saver(tmp_path / "blocked" / "x", system=stage.system, optimizer=stage.optimizer, state={}, after=lambda: None)
 
     with pytest.raises(OSError), Saver(Ranks()) as saver:
         save()

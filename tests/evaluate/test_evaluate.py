@@ -9,7 +9,7 @@ from seedbed.core.records import Document
 from seedbed.evaluate.bits_per_byte import BitsPerByte, summary
 from seedbed.evaluate.frame_completion import frame_completion
 from seedbed.evaluate.rule_inference import floors, floors_by_frame, rule_inference
-from seedbed.models.transformer import Decoder
+from seedbed.models.decoder import Decoder
 from seedbed.scorers.own_run import OwnRun, _spans
 from seedbed.tokenizers.bytes import Bytes
 

@@ -7,7 +7,7 @@ import os
 import signal
 
 from seedbed import cli
-from seedbed.experiments import run as module
+from seedbed.experiments.signals import Signals
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
         return False
 
     if os.environ["RANK"] == "1":
-        module._Signals.stopped = stopped
+        Signals.stopped = stopped
     cli.entry()
 
 

@@ -8,10 +8,10 @@ import torch
 
 from seedbed.core.errors import DataError, InterruptedRunError, RunFailedError
 from seedbed.experiments import commands
-from seedbed.experiments import run as module
 from seedbed.experiments.difference import Change, as_text, diff
 from seedbed.experiments.recipe import load
 from seedbed.experiments.run import create, execute
+from seedbed.experiments.signals import Signals
 
 
 def run(recipe, out, *, arm="scratch", **settings):
@@ -99,7 +99,7 @@ def test_an_unfinished_run_is_compared_as_far_as_it_came(recipe, tmp_path, monke
     assert "losses: not compared: 8 and 0 steps, none in both" in as_text(never)
 
     calls = iter(range(100))
-    monkeypatch.setattr(module._Signals, "stopped", lambda self: next(calls) == 2)
+    monkeypatch.setattr(Signals, "stopped", lambda self: next(calls) == 2)
     with pytest.raises(InterruptedRunError):
         execute(tmp_path / "b", say=lambda line: None)
     found = diff(one, tmp_path / "b")

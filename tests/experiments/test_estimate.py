@@ -18,7 +18,7 @@ from seedbed.engine.placement import place
 from seedbed.engine.precision import prepare_machine
 from seedbed.experiments import cut_model, memory
 from seedbed.experiments import estimate as module
-from seedbed.experiments.assemble import build_model, build_stage, initialize
+from seedbed.experiments.assemble import build_model, build_stage, build_system, initialize
 from seedbed.experiments.estimate import MIB, estimate
 from seedbed.experiments.memory import memory_bytes
 from seedbed.experiments.recipe import load
@@ -95,11 +95,12 @@ def test_a_real_step_keeps_what_was_estimated(sized, layers, recompute):
     machine = prepare_machine(device="cpu", precision="float32", threads=1, width=32, recompute=recompute)
     model = build_model(plan, vocab_size=18)
     initialize(model, spec, seed=0, old=None)
-    place(model, machine)
-    stage = build_stage(plan, spec, built, model)
+    system = build_system(plan, spec, model)
+    place(system, machine)
+    stage = build_stage(plan, spec, {"soil": built}, system)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     rows = built.stream.rows(0, count=8, seed=0)
-    batch = cut_model.batch_of(rows, 8, machine)
+    batch = cut_model.batches_of({"soil": rows}, 8, machine)["soil"]
     weights |= {x.untyped_storage().data_ptr() for x in (batch.tokens_BT, batch.targets_BT, batch.weights_BT)}
     kept = {}
 
@@ -111,7 +112,7 @@ def test_a_real_step_keeps_what_was_estimated(sized, layers, recompute):
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         outputs = model(batch)
-        loss = stage.objectives[0][1](outputs, batch=batch).sum_nats
+        loss = stage.terms[0].objective(outputs, batch=batch, context=None).sum_nats
     note(outputs.hidden_BTD)
     loss.backward()
     stage.optimizer.step()
@@ -146,11 +147,11 @@ def test_the_copy_of_a_checkpoint_is_counted(sized):
     built = build_stream("soil", plan.streams["soil"])
     model = build_model(plan, vocab_size=18)
     initialize(model, plan.stages[0], seed=0, old=None)
-    stage = build_stage(plan, plan.stages[0], built, model)
+    stage = build_stage(plan, plan.stages[0], {"soil": built}, build_system(plan, plan.stages[0], model))
     machine = prepare_machine(device="cpu", precision="float32", threads=1, width=32)
-    cut_model.one_pass(stage, cut_model.batch_of(built.stream.rows(0, count=1, seed=0), 1, machine), machine)
+    cut_model.one_pass(stage, cut_model.batches_of({"soil": built.stream.rows(0, count=1, seed=0)}, 1, machine), machine)
     stage.optimizer.step()
-    files = pack(model, stage.optimizer, {}).files.values()
+    files = pack(stage.system, stage.optimizer, {}).files.values()
     found = _usual().parts_mib
     twice = found["moments"]  # a file's bytes are there twice while it is packed
     assert found["checkpoint"] == found["weights"] + found["moments"] + twice
@@ -271,11 +272,13 @@ def test_a_gpu_s_memory_is_told_apart_from_the_processor_s(sized):
     built = build_stream("soil", plan.streams["soil"])
     machine = prepare_machine(device="cpu", precision="float32", threads=1, width=32)
     rows = built.stream.rows(0, count=8, seed=0)
-    found = cut_model.measure(plan, plan.stages[0], built, machine, rows=rows, micro=8, limit=None, layers=6)
+    found = cut_model.measure(
+        plan, plan.stages[0], {"soil": built}, machine, rows={"soil": rows}, micro=8, limit=None, layers=6
+    )
     with torch.device("meta"):
-        model = build_model(plan, vocab_size=18)
-    trained = module._trained(model, plan.stages[0])
-    sizes = module._Sizes.of(model, trained, found, micro=8, seq_len=64, machine=machine)
+        system = build_system(plan, plan.stages[0], build_model(plan, vocab_size=18))
+    trained = module._trained(system, plan.stages[0])
+    sizes = module._Sizes.of(system, trained, found, micro=8, seq_len=64, machine=machine)
     both = {"process": 1e9, "several": True, "ranks": 1, "shards": 1}
     here, nothing = sizes.peak(**both)
     there, beside = replace(sizes, on_device=True).peak(**both)

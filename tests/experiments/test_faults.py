@@ -13,10 +13,11 @@ import pytest
 from seedbed.core.durable import locked
 from seedbed.core.errors import DataError, InterruptedRunError, RefusedError, RunFailedError, StoppedRunError
 from seedbed.experiments import commands
-from seedbed.experiments import run as module
 from seedbed.experiments.inspection import as_text, inspect
+from seedbed.experiments.layout import Sitting
 from seedbed.experiments.recipe import load
-from seedbed.experiments.run import Sitting, create, execute, finished
+from seedbed.experiments.run import create, execute, finished
+from seedbed.experiments.signals import Signals
 from tests.conftest import write_corpus, write_recipe
 from tests.experiments.test_run import _metrics, _run, _same
 from tests.processes import ended, forked
@@ -107,7 +108,7 @@ def _stopped(recipe, folder, monkeypatch, *, after, sets=None):
     _begun(recipe, folder, sets={"checkpoint_every": 2, **(sets or {})})
     calls = iter(range(1, 100))
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
-        patch.setattr(module._Signals, "stopped", lambda self: next(calls) == after)
+        patch.setattr(Signals, "stopped", lambda self: next(calls) == after)
         execute(folder, say=_quiet)
     return folder
 
@@ -135,7 +136,7 @@ def test_without_any_whole_checkpoint_a_run_says_so_before_it_begins_again(recip
     whole = _run(recipe, tmp_path / "whole", arm="scratch").folder
     folder = _begun(recipe, tmp_path / "run", arm="scratch")
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
-        patch.setattr(module._Signals, "stopped", lambda self: True)
+        patch.setattr(Signals, "stopped", lambda self: True)
         execute(folder, say=_quiet)
     (folder / "checkpoints/step-00000001/state.json").write_text("{")
     with pytest.raises(DataError, match="no whole checkpoint is left.*resume once more to begin with the first step"):
@@ -209,7 +210,7 @@ def test_the_number_of_data_workers_changes_nothing(recipe, tmp_path, monkeypatc
     create(load(recipe).plan(arm="nca", seed=0, threads=1, data_workers=workers), folder, recipe_text="x")
     calls = iter(range(1, 100))
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
-        patch.setattr(module._Signals, "stopped", lambda self: next(calls) == 9)
+        patch.setattr(Signals, "stopped", lambda self: next(calls) == 9)
         execute(folder, say=_quiet)
     commands.resume(folder, say=_quiet, sitting=Sitting(data_workers=2 - workers))
     _same(whole, folder)

@@ -14,9 +14,11 @@ import torch
 from seedbed.core.errors import InterruptedRunError, RefusedError
 from seedbed.engine.checkpoints import load_weights, read_state
 from seedbed.experiments import commands
-from seedbed.experiments import run as module
+from seedbed.experiments.layout import Sitting
 from seedbed.experiments.recipe import load, read_plan
-from seedbed.experiments.run import Sitting, create, execute, finished
+from seedbed.experiments.run import create, execute, finished
+from seedbed.experiments.running import whole_model
+from seedbed.experiments.signals import Signals
 from tests.experiments.test_run import _metrics, _run
 from tests.processes import ended, ranks
 
@@ -36,7 +38,7 @@ def _stopped(recipe, folder, monkeypatch, *, sets=None, threads=1, after=3):
     create(load(recipe, sets=sets).plan(arm="nca", seed=0, threads=threads), folder, recipe_text="x")
     calls = iter(range(1, 100))
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
-        patch.setattr(module._Signals, "stopped", lambda self: next(calls) == after)
+        patch.setattr(Signals, "stopped", lambda self: next(calls) == after)
         execute(folder, say=_quiet)
     return folder
 
@@ -59,7 +61,7 @@ def test_a_resume_reuses_the_layout_it_finds(recipe, tmp_path, monkeypatch):
     folder = _stopped(recipe, tmp_path / "run", monkeypatch)
     calls = iter(range(1, 100))
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
-        patch.setattr(module._Signals, "stopped", lambda self: next(calls) == 2)
+        patch.setattr(Signals, "stopped", lambda self: next(calls) == 2)
         execute(folder, say=_quiet, sitting=Sitting(micro_batch_size=2))
     said = []
     commands.resume(folder, say=said.append)
@@ -137,7 +139,7 @@ def test_one_rank_goes_on_from_two_of_which_one_was_killed(recipe, tmp_path):
     lines = []
     calls = iter(range(1, 100))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedRunError):
-        patch.setattr(module._Signals, "stopped", lambda self: next(calls) == 5)
+        patch.setattr(Signals, "stopped", lambda self: next(calls) == 5)
         execute(folder, say=lines.append)
     assert any("ranks 2 -> 1" in line and "layout-free" in line for line in lines)
     steps = [json.loads(x)["run_step"] for x in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -166,7 +168,7 @@ def test_a_split_run_that_lost_a_rank_goes_on_over_four_ranks_and_over_one(a_run
         assert _losses(found) == pytest.approx(_losses(whole), rel=BOUND)
         assert finished(found)["test"]["bits_per_byte"] == pytest.approx(finished(whole)["test"]["bits_per_byte"], rel=1e-4)
         assert finished(found)["ledger"]["text"]["tokens"] == finished(whole)["ledger"]["text"]["tokens"]
-    model = module._whole_model(read_plan(tmp_path / "four"), tmp_path / "four", vocab_size=257)
+    model = whole_model(read_plan(tmp_path / "four"), tmp_path / "four", vocab_size=257)
     final = load_weights(tmp_path / "four/checkpoints/final")  # in parts, and under its last name
     assert all(torch.equal(final[name], p) for name, p in model.named_parameters())
 

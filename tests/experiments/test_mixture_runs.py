@@ -9,13 +9,14 @@ import pytest
 from seedbed.core.errors import ConfigError, DataError, InterruptedRunError, RefusedError
 from seedbed.core.run_record import FEEDBACK
 from seedbed.experiments import commands
-from seedbed.experiments import run as module
+from seedbed.experiments import running as module
 from seedbed.experiments.comparison import _paired_things
 from seedbed.experiments.feedback import read_feedback
 from seedbed.experiments.inspection import as_text, inspect
 from seedbed.experiments.prepare import prepare
 from seedbed.experiments.recipe import load
 from seedbed.experiments.run import create, execute, finished
+from seedbed.experiments.signals import Signals
 from seedbed.experiments.streams import build_stream
 from seedbed.report.page import write_page
 from tests.experiments.test_run import _metrics
@@ -67,7 +68,7 @@ def _stopped(recipe, folder, monkeypatch, *, after, sets=None):
     create(load(recipe, sets=sets).plan(arm="run", seed=0, threads=1), folder, recipe_text="x")
     calls = iter(range(1, 100))
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
-        patch.setattr(module._Signals, "stopped", lambda self: next(calls) == after)
+        patch.setattr(Signals, "stopped", lambda self: next(calls) == after)
         execute(folder, say=lambda line: None)
     return folder
 
@@ -254,7 +255,7 @@ def test_changed_weights_hold_from_the_next_window_and_survive_a_kill(mixed, tmp
             commands.change_weights(folder, change)
             calls = iter(range(1, 100))
             with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
-                patch.setattr(module._Signals, "stopped", lambda self, calls=calls, n=stops[1]: next(calls) == n)
+                patch.setattr(Signals, "stopped", lambda self, calls=calls, n=stops[1]: next(calls) == n)
                 execute(folder, say=lambda line: None)
             commands.resume(folder, say=lambda line: None)
         folders.append(folder)

@@ -96,7 +96,7 @@ def test_a_corpus_for_a_recipe_without_text_is_refused(recipe):
         ("streams.text.seq_len", True, "valid integer"),
         ("stages.text.budget.steps", float("inf"), "not a count|holds a value"),
         ("streams.soil.source.kind", 3, "needs `kind`"),
-        ("model.mask", "bidirectional", r"evaluate.samples: .*cannot continue.*leave `samples` empty"),
+        ("model.mask", "bidirectional", "the answer stands in its sight"),
     ],
 )
 def test_settings_that_would_fail_or_mislead_later_are_refused_at_once(recipe, path, value, message):

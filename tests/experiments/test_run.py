@@ -10,9 +10,9 @@ import pytest
 from seedbed.core.errors import DataError, InterruptedRunError, RefusedError, RunFailedError
 from seedbed.engine.checkpoints import _own_hash, load_weights
 from seedbed.experiments import commands
-from seedbed.experiments import run as module
 from seedbed.experiments.recipe import load
 from seedbed.experiments.run import create, execute, finished
+from seedbed.experiments.signals import Signals
 from tests.processes import forked
 
 
@@ -24,7 +24,7 @@ def _stopped_after_a_step(recipe, folder, monkeypatch, *, arm):
     """A run folder whose run was told to stop, as by a signal, and saved a checkpoint after its first step."""
     create(load(recipe).plan(arm=arm, seed=0, threads=1), folder, recipe_text="x")
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
-        patch.setattr(module._Signals, "stopped", lambda self: True)
+        patch.setattr(Signals, "stopped", lambda self: True)
         execute(folder, say=lambda line: None)
     return folder
 
@@ -94,10 +94,10 @@ def test_stopping_after_any_step_and_going_on_changes_nothing(a_run, tmp_path, m
     folder = tmp_path / "stopped"
     create(load(a_run / "tiny.yaml").plan(arm="nca", seed=0, threads=1), folder, recipe_text="x")
     calls = iter(range(1, 100))
-    monkeypatch.setattr(module._Signals, "stopped", lambda self: next(calls) == stop_after)
+    monkeypatch.setattr(Signals, "stopped", lambda self: next(calls) == stop_after)
     with pytest.raises(InterruptedRunError, match="a checkpoint is saved"):
         execute(folder, say=lambda line: None)
-    monkeypatch.setattr(module._Signals, "stopped", lambda self: False)
+    monkeypatch.setattr(Signals, "stopped", lambda self: False)
     commands.resume(folder, say=lambda line: None)
     _same(a_run / "run", folder)
 
@@ -335,15 +335,17 @@ def test_the_share_of_time_that_steps_waited_for_rows_is_said_and_kept(recipe, t
 
 
 def test_a_budget_in_flops_pays_for_the_optimizer_s_step_too(recipe):
-    from seedbed.experiments.assemble import build_model, step_cost_of, steps_of
+    from seedbed.core.records import blank
+    from seedbed.experiments.assemble import build_model, build_system, step_cost_of, steps_of
 
     steps, costs = [], []
     for kind in ("adamw", "muon"):
         sets = {"stages.text.budget": {"flops_run": 1e9}, "stages.text.optimizer": kind}
         plan = load(recipe, sets=sets).plan(arm="scratch", seed=0)
         model = build_model(plan, vocab_size=257)
-        steps.append(steps_of(plan, plan.stages[0], model))
-        costs.append(step_cost_of(plan.stages[0], model).flops_run)
-    forward = model.cost(rows=4, seq_len=32).flops_run
+        system = build_system(plan, plan.stages[0], model)
+        steps.append(steps_of(plan, plan.stages[0], system))
+        costs.append(step_cost_of(plan.stages[0], system).flops_run)
+    forward = model.cost(blank(rows=4, seq_len=32)).flops_run
     assert costs[0] == 0 < costs[1] and steps[1] < steps[0]
     assert steps == [round(1e9 / (3 * forward + cost)) for cost in costs]

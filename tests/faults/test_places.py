@@ -9,8 +9,8 @@ import pytest
 
 from seedbed.core import durable
 from seedbed.core.errors import RefusedError
-from seedbed.experiments import run as run_module
 from seedbed.experiments import study, tokenizing
+from seedbed.experiments.running import Running
 from seedbed.nca.automaton import Automaton
 from tests.command_line import fails, process, seedbed
 from tests.faults.conftest import lay_out, tree
@@ -52,7 +52,7 @@ def no_work(monkeypatch):
         raise AssertionError("the work was begun")
 
     for where, name in (
-        (run_module, "_run"),
+        (Running, "run"),
         (study, "_start"),
         (tokenizing, "train_tokenizer"),
         (Automaton, "rollout"),

@@ -5,8 +5,8 @@ from torch import nn
 from seedbed.core.errors import ConfigError
 from seedbed.core.records import Batch
 from seedbed.models import cache
-from seedbed.models.cache import Cached, Recomputed
-from seedbed.models.transformer import Decoder
+from seedbed.models.cache import Cached, Recomputed, stepper
+from seedbed.models.decoder import Decoder
 
 SMALL = {"num_layers": 2, "d_model": 32, "num_heads": 4}
 PROMPTS = [torch.arange(n) % 17 for n in (1, 5, 9)]
@@ -53,7 +53,7 @@ def _shown(row, more, seq_len):
 
 def _continue(model, *, steps, seq_len, samples=3, prompts=PROMPTS):
     """Step a grid through drawn ids; check each logit against the plain forward over what the rule says is shown."""
-    grid = model.stepper().begin(prompts, samples=samples, seq_len=seq_len)
+    grid = stepper(model).begin(prompts, samples=samples, seq_len=seq_len)
     shown = [[p[-seq_len:].tolist() for _ in range(samples)] for p in prompts]
     for p, row in enumerate(shown):
         torch.testing.assert_close(grid.logits_PV[p], _plain(model, row[0]), rtol=0, atol=1e-10)
@@ -70,7 +70,7 @@ def _continue(model, *, steps, seq_len, samples=3, prompts=PROMPTS):
 @torch.no_grad()
 def test_every_step_gives_the_logits_of_the_plain_forward(settings):
     model = _model(**settings)
-    assert isinstance(model.stepper(), Cached)
+    assert isinstance(stepper(model), Cached)
     _continue(model, steps=6, seq_len=64)
 
 
@@ -90,12 +90,12 @@ def test_room_grows_with_the_rows():
 @torch.no_grad()
 def test_prompts_read_in_portions_are_prompts_read_at_once(monkeypatch):
     model = _model()
-    whole = model.stepper().begin(PROMPTS, samples=1, seq_len=6).logits_PV
+    whole = stepper(model).begin(PROMPTS, samples=1, seq_len=6).logits_PV
     monkeypatch.setattr(cache, "READ_AT_ONCE", 12)  # two rows of 6
     portions = []
     read = Cached.read
     monkeypatch.setattr(Cached, "read", lambda self, ids, **kept: portions.append(tuple(ids.shape)) or read(self, ids, **kept))
-    grid = model.stepper().begin(PROMPTS, samples=1, seq_len=6)
+    grid = stepper(model).begin(PROMPTS, samples=1, seq_len=6)
     assert portions == [(2, 6), (1, 6)]
     torch.testing.assert_close(grid.logits_PV, whole, rtol=0, atol=1e-12)
     _continue(model, steps=9, seq_len=6, samples=5)  # five rows are shown anew in three portions
@@ -146,13 +146,13 @@ def test_a_layer_of_another_make_is_computed_anew_unless_it_says_that_positions_
         model = _model()
         for block in model.blocks:
             block.mlp = make(block.mlp)
-        assert isinstance(model.stepper(), Recomputed)
+        assert isinstance(stepper(model), Recomputed)
         _continue(model, steps=6, seq_len=7)
     model = _model()
     for block in model.blocks:
         block.mlp = Doubled(block.mlp)
         block.mlp.position_wise = True
-    assert isinstance(model.stepper(), Cached)
+    assert isinstance(stepper(model), Cached)
     _continue(model, steps=6, seq_len=7)
 
 
@@ -167,13 +167,13 @@ def test_wherever_a_layer_of_another_make_stands_it_is_seen(place):
         pass
 
     inner.__class__ = Wrapped
-    assert isinstance(model.stepper(), Recomputed)
+    assert isinstance(stepper(model), Recomputed)
     if place != "attention":
         inner.position_wise = True
-        assert isinstance(model.stepper(), Cached)
+        assert isinstance(stepper(model), Cached)
         _continue(model, steps=2, seq_len=64)
 
 
 def test_a_bidirectional_model_is_refused():
     with pytest.raises(ConfigError, match="cannot continue a text"):
-        _model(mask="bidirectional").stepper()
+        stepper(_model(mask="bidirectional"))

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from seedbed.core.errors import ConfigError, DataError, RefusedError
 from seedbed.core.records import Batch, Role
 from seedbed.models import hugging_face
+from seedbed.models.decoder import Decoder
 from seedbed.models.hugging_face import folder_fingerprint, folder_settings, folder_weights, llama_config, llama_weights
-from seedbed.models.transformer import Decoder
 
 transformers = pytest.importorskip("transformers", minversion="5")  # whose configs hold `rope_parameters`
 
@@ -145,7 +145,7 @@ def test_our_decoder_opens_as_the_stock_class_and_comes_back_bit_for_bit(name, t
 )
 def test_the_first_class_that_has_everything_is_taken_and_opens(settings, family, tmp_path):
     config = Decoder(**{"num_layers": 2, "d_model": 16, "num_heads": 2, "init_std": 0.2, **settings})
-    fields = llama_config(config, vocab_size=VOCAB)
+    fields = llama_config(config.shape, vocab_size=VOCAB)
     assert fields["model_type"] == family
     model = config.build(vocab_size=VOCAB)
     model.initialize(seed=0)
@@ -164,7 +164,7 @@ def test_the_first_class_that_has_everything_is_taken_and_opens(settings, family
     [
         ({"mask": "bidirectional"}, "a bidirectional mask"),
         ({"head_bias": True}, "a head bias"),
-        ({"layers": {"mlp": {"kind": "mine"}}}, "a layer of one's own for mlp"),
+        ({"layers": {"mlp": {"kind": "default", "at": "mlp@0"}}}, "a layer of one's own for mlp"),
         ({"window": 4, "mlp_bias": True}, "biases in the MLP beside a window"),
         ({"window": 4, "attention_bias": True}, "biases of the attention beside a window"),
         ({"qk_norm": True, "attention_bias": "qkv"}, "keys and values only beside norms"),
@@ -175,7 +175,7 @@ def test_the_first_class_that_has_everything_is_taken_and_opens(settings, family
 def test_what_no_stock_class_has_is_named(settings, said):
     config = Decoder(num_layers=1, d_model=16, num_heads=2, **settings)
     with pytest.raises(ConfigError, match=f"{said}.*opens with seedbed only"):
-        llama_config(config, vocab_size=3)
+        llama_config(config.shape, vocab_size=3)
 
 
 def test_a_sharded_folder_is_read_whole(tmp_path):

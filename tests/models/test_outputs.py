@@ -9,8 +9,8 @@ from seedbed.core import protocols
 from seedbed.core.errors import ConfigError
 from seedbed.core.records import Batch, Teacher, TokenTargets, TopK
 from seedbed.models import head_loss, products
+from seedbed.models.decoder import Decoder
 from seedbed.models.outputs import Outputs
-from seedbed.models.transformer import Decoder
 from seedbed.objectives.tokens import Tokens
 
 B, T, D, V, K = 3, 7, 6, 19, 4
@@ -363,12 +363,15 @@ def test_the_head_s_weight_is_read_when_the_loss_is_asked_for():
 def test_smoothing_is_torch_s_and_logged_is_the_hard_loss():
     outputs, weights_BT = _outputs(), _weights("some")
     batch = Batch(tokens_BT=_ids(B, T), targets_BT=_ids(B, T, seed=2), weights_BT=weights_BT)
-    loss = Tokens(smoothing=0.1)(outputs, batch=batch)
+    loss = Tokens(smoothing=0.1)(outputs, batch=batch, context=None)
     logits_BVT = F.linear(outputs.hidden_BTD, outputs.head.weight).transpose(1, 2)
     wanted, hard = (F.cross_entropy(logits_BVT, batch.targets_BT, reduction="none", label_smoothing=s) for s in (0.1, 0.0))
     torch.testing.assert_close(loss.sum_nats, (wanted * weights_BT).sum(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(loss.parts["nll"], (hard * weights_BT).sum(), rtol=1e-5, atol=1e-5)
-    assert torch.equal(Tokens(smoothing=0.0)(outputs, batch=batch).sum_nats, Tokens()(outputs, batch=batch).sum_nats)
+    assert torch.equal(
+        Tokens(smoothing=0.0)(outputs, batch=batch, context=None).sum_nats,
+        Tokens()(outputs, batch=batch, context=None).sum_nats,
+    )
 
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0])

@@ -5,11 +5,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from seedbed.core.errors import ConfigError
-from seedbed.core.records import Batch, Role, TokenTargets
+from seedbed.core.records import Batch, Role, TokenTargets, blank
 from seedbed.models import head_loss, products
+from seedbed.models.decoder import Decoder
 from seedbed.models.hugging_face import llama_config, llama_weights
 from seedbed.models.sizes import SIZES
-from seedbed.models.transformer import Decoder
 
 TINY = Decoder(num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, d_ff=48)
 
@@ -37,7 +37,7 @@ def test_logits_are_those_of_hugging_face_s_llama(changes):
         for name, p in ours.named_parameters():
             if name.endswith("bias"):
                 p.normal_(generator=torch.Generator().manual_seed(1))
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**llama_config(config, vocab_size=17))).eval()
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**llama_config(config.shape, vocab_size=17))).eval()
     found = theirs.load_state_dict(dict(llama_weights(ours)), strict=False)
     assert found.unexpected_keys == [] and set(found.missing_keys) <= ({"lm_head.weight"} if config.tied_embeddings else set())
     theirs.tie_weights()
@@ -48,7 +48,7 @@ def test_logits_are_those_of_hugging_face_s_llama(changes):
 
 def test_what_llama_does_not_have_is_not_called_a_llama():
     with pytest.raises(ConfigError, match="not|only a causal"):
-        llama_config(Decoder(num_layers=1, d_model=8, num_heads=1, head_bias=True), vocab_size=3)
+        llama_config(Decoder(num_layers=1, d_model=8, num_heads=1, head_bias=True).shape, vocab_size=3)
 
 
 def test_the_paper_s_body_has_1_6_billion_parameters():
@@ -171,7 +171,7 @@ def test_the_cost_formula_agrees_with_a_flop_counter(monkeypatch):
     batch = _batch(rows=3, length=16)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model(batch).logits()
-    assert model.cost(rows=3, seq_len=16).flops_run == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert model.cost(blank(rows=3, seq_len=16)).flops_run == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -194,11 +194,12 @@ def test_a_layer_of_ones_own_fills_a_site(tmp_path, monkeypatch):
     """The linear site, filled from a file: every projection but the head is scaled."""
     file = tmp_path / "half.py"
     file.write_text(
-        "from dataclasses import dataclass\nfrom torch import nn\n\n"
+        "from dataclasses import dataclass\nfrom torch import nn\nfrom seedbed.models.layers.site import Layer\n\n"
         "class Half(nn.Module):\n"
         "    def __init__(self, inner):\n        super().__init__()\n        self.inner = inner\n"
         "    def forward(self, x):\n        return self.inner(x) / 2\n\n"
-        "@dataclass(frozen=True)\nclass HalfLinear:\n"
+        "@dataclass(frozen=True)\nclass HalfLinear(Layer):\n"
+        "    sites, layout_free = ('linear',), True\n"
         "    def build(self, site):\n        return Half(site.default())\n"
     )
     monkeypatch.setenv("SEEDBED_ALLOW_LOCAL_CODE", "1")

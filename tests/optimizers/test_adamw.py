@@ -1,6 +1,6 @@
 import torch
 
-from seedbed.models.transformer import Decoder
+from seedbed.models.decoder import Decoder
 from seedbed.optimizers.adamw import AdamW
 
 

@@ -6,7 +6,7 @@ import torch
 from seedbed.core.errors import ConfigError
 from seedbed.core.records import Role
 from seedbed.engine.checkpoints import load_checkpoint, pack, write
-from seedbed.models.transformer import Decoder
+from seedbed.models.decoder import Decoder
 from seedbed.optimizers.adamw import AdamW
 from seedbed.optimizers.muon import Muon
 from tests.processes import ended, ranks

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from seedbed.core.protocols import Corpus
 from seedbed.core.records import Document
 
 
-class Texts:
+class Texts(Corpus):
     """A corpus of the given training texts; valid and test are empty."""
 
     def __init__(self, *texts):

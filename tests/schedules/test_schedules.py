@@ -3,6 +3,7 @@ import pytest
 from seedbed.core.errors import ConfigError
 from seedbed.core.records import Progress
 from seedbed.schedules.cosine import Cosine
+from seedbed.schedules.piecewise import Piecewise
 from seedbed.schedules.warmup import Warmup
 from seedbed.schedules.wsd import WarmupStableDecay
 
@@ -42,3 +43,11 @@ def test_wsd_before_the_fall_is_the_same_for_any_length():
 def test_impossible_shares_are_refused(schedule, settings):
     with pytest.raises(ConfigError):
         schedule(**settings)
+
+
+def test_points_are_joined_by_lines_and_two_at_one_step_make_a_jump():
+    schedule = Piecewise(points=((1, 1.0), (3, 0.0), (3, 0.5), (5, 0.7)))
+    assert _rates(schedule, 7) == pytest.approx([1, 1, 0.5, 0.5, 0.6, 0.7, 0.7])
+    assert _rates(schedule, 7) == pytest.approx(_rates(schedule, 100)[:7]), "steps are absolute"
+    with pytest.raises(ConfigError, match="steps from 0 on that never fall"):
+        Piecewise(points=((3, 1.0), (1, 0.0)))

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from seedbed.core.errors import ConfigError, DataError
-from seedbed.core.records import Draw, Key
+from seedbed.core.records import Draw, Key, Progress, Vocabulary
 from seedbed.sources.files import BUILTIN
 from seedbed.sources.nca import NcaRows
 from seedbed.sources.text import Text
@@ -13,7 +13,8 @@ from seedbed.views.next_token import NextToken
 
 def test_the_published_row_counts_987_of_1024_targets():
     row = NcaRows(seq_len=1024).rows([0], seed=0, split="train")[0]
-    asked = NextToken()(row, key=Key(seed=0, stream="s", position=0, draw=Draw("nca", 0, 0)))
+    key = Key(seed=0, stream="s", position=0, draw=Draw("nca", 0, 0))
+    asked = NextToken()(row, key=key, vocabulary=Vocabulary(size=10_002), progress=Progress(step=0, steps=0))
     assert len(asked.tokens_T) == 1024
     assert int(asked.weights_T.sum()) == 987
     assert asked.weights_T[:37].sum() == 0 and asked.weights_T[37:].all()

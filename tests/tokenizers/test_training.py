@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seedbed.core.errors import ConfigError, DataError, RefusedError
+from seedbed.core.protocols import Tokenizer
 from seedbed.core.records import Document
 from seedbed.tokenizers.bytes import Bytes
 from seedbed.tokenizers.file import TokenizerFile
@@ -142,7 +143,7 @@ def test_a_tokenizer_is_saved_once_as_a_file_or_in_a_folder(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
 
 
-class LowerCase:
+class LowerCase(Tokenizer):
     """Letters a to z are ids 0 to 25, the boundary is 26; capitals come back small, and "" for all else."""
 
     vocab_size, boundary_id = 27, 26

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from seedbed.core.errors import ConfigError
-from seedbed.models.transformer import Decoder
+from seedbed.models.decoder import Decoder
 from seedbed.transfer.rules import Rules
 
 

@@ -8,9 +8,10 @@ from scipy.stats import chisquare
 
 from seedbed.core.draws import stream
 from seedbed.core.errors import ConfigError, RunFailedError
+from seedbed.core.protocols import Tokenizer
 from seedbed.core.records import Batch
-from seedbed.models.cache import Recomputed
-from seedbed.models.transformer import Decoder
+from seedbed.models.cache import Recomputed, stepper
+from seedbed.models.decoder import Decoder
 from seedbed.tokenizers.bytes import Bytes
 from seedbed.tokenizers.integers import Integers
 from seedbed.writers.sample import Sample, picked
@@ -26,7 +27,12 @@ def _model(vocab_size=17, **settings):
 
 
 def _writer(model=None, tokenizer=NUMBERS, seq_len=8, **settings):
-    return Sample(model=model or _model(), tokenizer=tokenizer, seq_len=seq_len, **settings)
+    return Sample(model=model or _model(), stepper=_stepper, tokenizer=tokenizer, seq_len=seq_len, **settings)
+
+
+def _stepper(model):
+    """The decoder's, or the one that a test has made."""
+    return model.made() if hasattr(model, "made") else stepper(model)
 
 
 def test_a_sample_repeats_with_its_seed_and_differs_with_another():
@@ -104,7 +110,7 @@ def test_no_company_changes_a_text(settings):
     expected = {(p, n): " ".join(map(str, _reference(writer, p, n, **asked))) for p in PROMPTS for n in range(4)}
     assert len(set(expected.values())) >= (3 if writer.temperature == 0 else 15)  # of 20 texts
     uncached = SimpleNamespace(
-        parameters=writer.model.parameters, eval=writer.model.eval, stepper=lambda: Recomputed(writer.model)
+        parameters=writer.model.parameters, eval=writer.model.eval, made=lambda: Recomputed(writer.model)
     )
     runs = [
         (PROMPTS, 4, {"batch_size": 1}),
@@ -276,7 +282,7 @@ class Scripted:
     def eval(self):
         pass
 
-    def stepper(self):
+    def made(self):
         return self
 
     def begin(self, prompts, *, samples, seq_len):
@@ -324,7 +330,7 @@ def test_a_stop_text_may_lie_across_tokens_and_within_characters_of_many_bytes()
     assert _written("naïve – 10 €", stop=["–"]) == ("naïve ", len("naïve –".encode()))
 
 
-class Words:
+class Words(Tokenizer):
     """Ids are pieces of several letters."""
 
     pieces = ("a", "abc", "b", "<>", "")

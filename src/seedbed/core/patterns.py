@@ -9,7 +9,7 @@ from seedbed.core.errors import ConfigError, nearest
 from seedbed.core.records import Role
 
 PARTS = ("embedding", "position", "attention", "mlp", "norm", "head", "memory", "frontend", "adapter", "objective", "other")
-_PATTERN = re.compile(r"(?P<part>\*|[a-z_]+)(?:\.(?P<tensor>[a-z_.]+))?(?:@(?P<layers>-?\d+(?:-\d+|:)?))?")
+_PATTERN = re.compile(r"(?P<part>\*|[a-z_]+)(?:\.(?P<tensor>[A-Za-z0-9_.]+))?(?:@(?P<layers>-?\d+(?:-\d+|:)?))?")
 
 
 def matches(pattern: str, role: Role, *, num_layers: int) -> bool:

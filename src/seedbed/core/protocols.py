@@ -1,19 +1,23 @@
 """What parts promise each other. A part is a frozen dataclass whose fields are its settings.
 
 The rooms see only these, so a new method is one file in its room and one line in that room's registry. Every part states
-`neutral`: the settings at which it gives its control's results bit for bit, or in words why it has none.
+`neutral`: the settings at which it gives its control's results bit for bit, or in words why it has none. A part may derive from
+its protocol, and then has what that gives as it is (no taps, no spare ids, ..); `missing` names what a part lacks.
 Letters: B rows, T positions, D width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from seedbed.core.errors import ConfigError
 from seedbed.core.records import (
     Array,
     Batch,
+    Context,
     Cost,
     Document,
     Draw,
+    Exhibit,
     Item,
     Key,
     Loss,
@@ -24,6 +28,7 @@ from seedbed.core.records import (
     TokenLoss,
     TokenTargets,
     TopK,
+    Vocabulary,
 )
 
 Neutral: TypeAlias = Mapping[str, Any] | str
@@ -32,6 +37,13 @@ Neutral: TypeAlias = Mapping[str, Any] | str
 @runtime_checkable
 class Corpus(Protocol):
     """Documents by address. `split` is "train", "valid" or "test"; a document belongs to exactly one."""
+
+    @property
+    def skipped(self) -> Mapping[str, int]:  # what was not read, by reason
+        return {}
+
+    def noted(self) -> Mapping[str, Any]:  # what is said of text that was prepared, its licence for example
+        return {}
 
     def documents(self, split: str) -> Sequence[Document]: ...
     def fingerprint(self) -> str: ...
@@ -43,9 +55,20 @@ class Source(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
+    def packed_from(self) -> "TokenStore | None":  # the documents behind its rows
+        return None
+
     def size(self, split: str) -> int | None: ...  # rows in one epoch; None: never ends
     def rows(self, indices: Sequence[int], *, seed: int, split: str) -> list[Row]: ...
     def fingerprint(self) -> str: ...
+    def report(self, split: str) -> Mapping[str, Any]:  # how well packed rows are used
+        return {}
+
+    def exhibit(self, *, seed: int) -> Exhibit | None:  # what a page shows of it
+        return None
+
+    def on(self, device: Any) -> "Source":  # the same rows, made on a torch device where that is sooner
+        return self
 
 
 @runtime_checkable
@@ -60,6 +83,11 @@ class Tokenizer(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> list[Array]: ...  # the same, many at once
     def decode(self, ids: Array) -> str: ...
     def fingerprint(self) -> str: ...
+    def files(self) -> Mapping[str, bytes]:  # by name, what it is opened with again; empty: its settings say all
+        return {}
+
+    def piece(self, id: int) -> str | None:  # the name of an id; empty: ids have none; None: not to be listed
+        return ""
 
 
 @runtime_checkable
@@ -99,6 +127,18 @@ class Mixture(Protocol):
 
     @property
     def wants(self) -> tuple[str, int] | None: ...  # the Measurement it asks for, and after how many rows each; None: none
+    @property
+    def weighted(self) -> bool:  # whether it has weights that a resume may change
+        return False
+
+    def resolved(self, amounts: Mapping[str, Mapping[str, float]]) -> "Mixture":  # for sources of these rows, bytes, seconds
+        return self
+
+    def wanted(
+        self, rows: int, *, sizes: Mapping[str, int | None], history: Sequence[Measurement] = ()
+    ) -> Mapping[str, float]:  # the share of the first rows that each source was to have; empty: nothing is said of it
+        return {}
+
     def draws(
         self,
         start: int,
@@ -112,11 +152,19 @@ class Mixture(Protocol):
 
 @runtime_checkable
 class View(Protocol):
-    """Turns a row into what is shown, what is asked and what it counts."""
+    """Turns a row into what is shown, what is asked and what it counts; a function of its arguments alone."""
 
     @property
     def keeps_order(self) -> bool: ...  # whether tokens stand where they stood, so that frames are still frames
-    def __call__(self, row: Row, *, key: Key, progress: Progress | None = None) -> Row: ...
+    @property
+    def asks_next(self) -> bool:  # whether a target stands, shown, at a later position: a model that looks ahead reads it off
+        return False
+
+    @property
+    def spare(self) -> int:  # ids that it needs behind those of the sources, such as one for a mask
+        return 0
+
+    def __call__(self, row: Row, *, key: Key, vocabulary: Vocabulary, progress: Progress) -> Row: ...
 
 
 @runtime_checkable
@@ -124,6 +172,7 @@ class Outputs(Protocol):
     """What a forward returns, with the head to use on it. Full logits exist only when asked for."""
 
     hidden_BTD: Array
+    taps: Mapping[str, Array]  # the inner states that were asked for
 
     def token_loss(self, targets: TokenTargets, *, plain: bool = False) -> TokenLoss: ...  # plain: twice differentiable
     def logprobs(self, ids_BTK: Array, *, counted_BT: Array, plain: bool = False) -> Array: ...  # each differentiable
@@ -137,6 +186,8 @@ class Model(Protocol):
     """A torch module whose every parameter has a role.
 
     `blocks` are its repeated parts, each called with tensors: they are compiled, recomputed and split over ranks one by one.
+    `taps` name inner states ("block.3", counted from 0; "block.-1"); `plain` asks for a forward that is twice
+    differentiable.
     """
 
     @property
@@ -145,10 +196,11 @@ class Model(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def blocks(self) -> Any: ...  # a ModuleList
-    def __call__(self, batch: Batch) -> Outputs: ...
-    def cost(self, *, rows: int, seq_len: int, counted: int | None = None) -> Cost: ...  # of one forward
-    def initialize(self, *, seed: int, stream: str = "init", embedding_std: float | None = None) -> None: ...
-    def stepper(self) -> Any: ...  # continues rows token by token, for writers: see `Stepper` in seedbed.models.cache
+    def __call__(self, batch: Batch, *, taps: tuple[str, ...] = (), plain: bool = False) -> Outputs: ...
+    def cost(self, batch: Batch) -> Cost: ...  # of one forward
+    def initialize(
+        self, *, seed: int, stream: str = "init", body_stream: str | None = None, embedding_std: float | None = None
+    ) -> None: ...
 
 
 @runtime_checkable
@@ -161,8 +213,12 @@ class ModelKind(Protocol):
     @property
     def layout_free(self) -> bool: ...
     @property
+    def causal(self) -> bool: ...  # whether no position sees a later one, so that what follows may be asked
+    @property
     def width(self) -> int: ...
     def build(self, *, vocab_size: int) -> Model: ...
+    def stepper(self, model: Any) -> Any:  # continues rows token by token, for writers: see `Stepper` in seedbed.models.cache
+        raise ConfigError(f"{type(self).__name__} has no way to continue a text; leave `samples` empty")
 
 
 @runtime_checkable
@@ -174,13 +230,36 @@ class Objective(Protocol):
 
     @property
     def layout_free(self) -> bool: ...
+    @property
+    def taps(self) -> tuple[str, ...]:  # inner states of the model that it reads: Outputs.taps has them
+        return ()
+
+    @property
+    def models(self) -> tuple[str, ...]:  # of the recipe's `models` that it calls: Context.models has them
+        return ()
+
+    @property
+    def streams(self) -> tuple[str, ...]:  # of the stage's `further` streams that it reads: Context.batches has them
+        return ()
+
+    @property
+    def group(self) -> int:  # rows that must share a micro-batch
+        return 1
+
+    @property
+    def plain(self) -> bool:  # whether it differentiates its gradients: the forward is made so that it can
+        return False
+
+    def build(self, model: Model, *, seed: int) -> Any:  # a torch module of its own (None: none): trained, saved, with roles
+        return None
+
     def count(self, batch: Batch) -> float: ...
-    def __call__(self, outputs: Outputs, *, batch: Batch) -> Loss: ...
+    def __call__(self, outputs: Outputs, *, batch: Batch, context: Context) -> Loss: ...
 
 
 @runtime_checkable
 class Schedule(Protocol):
-    """Progress to a multiplier of the peak learning rate, 0 to 1."""
+    """Progress to a number: of the learning rate a multiplier of its peak, 0 to 1; of a term's weight or setting the value."""
 
     def __call__(self, progress: Progress) -> float: ...
 
@@ -189,10 +268,13 @@ class Schedule(Protocol):
 class OptimizerKind(Protocol):
     """Settings of an optimizer; `groups` are (role, parameter) pairs of everything that is trained.
 
-    One whose step is more than a pass over the weights has `cost(groups) -> Cost`, of a step: the ledger charges it.
+    The rates of its torch groups, as built, are their peaks: each follows the schedule from its own.
     """
 
     learning_rate: float
+
+    def cost(self, groups: Sequence[tuple[Role, Array]]) -> Cost:  # of a step, where it is more than a pass over the weights
+        return Cost()
 
     def build(self, groups: Sequence[tuple[Role, Array]]) -> Any: ...
 

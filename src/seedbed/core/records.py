@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, TypeAlias
 
+import numpy as np
+
 Array: TypeAlias = Any
 
 
@@ -78,33 +80,139 @@ class Cost:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One line of the table below: a field of rows (name_T) and of batches (name_BT), with further axes behind."""
+
+    name: str
+    dtype: str
+    padding: float  # what fills a row up that is shorter than its batch
+    axes: str = ""
+
+    @property
+    def of_row(self) -> str:
+        return f"{self.name}_T{self.axes}"
+
+    @property
+    def of_batch(self) -> str:
+        return f"{self.name}_BT{self.axes}"
+
+
+# What stands at every position. Stacking, padding, cutting and pinning of batches follow from this table; beside it a row has
+# labels (by name, one a row), extra (by name, one a position), parts (by name, rows of their own) and a graph.
+FIELDS = (
+    Field("tokens", "int64", 0),
+    Field("features", "float32", 0, "F"),
+    Field("targets", "int64", 0),
+    Field("weights", "float32", 0),
+    Field("documents", "int32", -1),
+    Field("positions", "int64", 0, "A"),
+    Field("speakers", "int32", -1),
+    Field("withheld", "bool", 0),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """Edges between positions (nodes). Rows with a graph are joined, not stacked: a batch is one row of all their nodes."""
+
+    edges_2E: Array  # from, to
+    edge_features_EF: Array = None
+    graph_of_T: Array = None  # of a batch: the number of the row that a node belongs to
+
+    def map(self, change: Callable[[Array], Array]) -> Self:
+        return replace(self, **{f.name: change(v) for f in fields(self) if (v := getattr(self, f.name)) is not None})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One example. A source fills `tokens_T`; views say what is asked and how much it counts."""
+    """One example. A source fills `tokens_T` (or `features_TF`); views say what is asked and how much it counts."""
 
-    tokens_T: Array
+    tokens_T: Array = None
+    features_TF: Array = None  # continuous input
     targets_T: Array = None
     weights_T: Array = None  # 0 = not asked; before a view has run: how much each token itself may count
     documents_T: Array = None
     positions_TA: Array = None
-    labels: Mapping[str, Array] = field(default_factory=dict)
+    speakers_T: Array = None  # who says it: a number a speaker
+    withheld_T: Array = None  # where the input is replaced by the model's own vector
+    labels: Mapping[str, Array] = field(default_factory=dict)  # of the row as a whole
     extra: Mapping[str, Array] = field(default_factory=dict)  # per position
+    graph: Graph | None = None
+    parts: Mapping[str, "Row"] = field(default_factory=dict)  # rows that belong to it: a source, a negative, a context
     cost: Cost = Cost()  # of making the row, rejected tries included
+
+    @property
+    def length(self) -> int:
+        """Positions (nodes)."""
+        return len(self.features_TF if self.tokens_T is None else self.tokens_T)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much a batch is: its rows, their positions (padding included), and how many of these are asked something."""
+
+    rows: int
+    positions: int
+    counted: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Rows stacked: the same fields with a leading B. The training loop never looks inside."""
+    """Rows stacked: the same fields with a leading B; rows with a graph are joined: B is 1. The loop never looks inside."""
 
-    tokens_BT: Array
+    tokens_BT: Array = None
+    features_BTF: Array = None
     targets_BT: Array = None
     weights_BT: Array = None
     documents_BT: Array = None
     positions_BTA: Array = None
+    speakers_BT: Array = None
+    withheld_BT: Array = None
+    lengths_B: Array = None  # of the rows, where they differ: what stands behind is padding
+    labels: Mapping[str, Array] = field(default_factory=dict)
+    extra: Mapping[str, Array] = field(default_factory=dict)
+    graph: Graph | None = None
+    graphs: int = 0  # how many were joined
+    parts: Mapping[str, "Batch"] = field(default_factory=dict)
+
+    @property
+    def size(self) -> Size:
+        """What it is charged for; without weights every position counts. Read it where the batch lies in memory."""
+        rows, length = (self.features_BTF if self.tokens_BT is None else self.tokens_BT).shape[:2]
+        positions = rows * length
+        counted = positions if self.weights_BT is None else int((self.weights_BT > 0).sum())
+        return Size(rows=self.graphs or rows, positions=positions, counted=counted)
 
     def map(self, change: Callable[[Array], Array]) -> Self:
         """Return the batch with `change` applied to every array that is there."""
-        return replace(self, **{f.name: change(v) for f in fields(self) if (v := getattr(self, f.name)) is not None})
+        arrays = {f.name: v for f in fields(self) if f.name not in _COMPOUND and (v := getattr(self, f.name)) is not None}
+        return replace(
+            self,
+            **{name: change(value) for name, value in arrays.items()},
+            labels={name: change(value) for name, value in self.labels.items()},
+            extra={name: change(value) for name, value in self.extra.items()},
+            graph=None if self.graph is None else self.graph.map(change),
+            parts={name: part.map(change) for name, part in self.parts.items()},
+        )
+
+
+_COMPOUND = ("labels", "extra", "graph", "graphs", "parts")
+
+
+def blank(*, rows: int, seq_len: int) -> Batch:
+    """Return a batch of this size with nothing in it, for what asks its cost; every position counts."""
+    return Batch(tokens_BT=np.broadcast_to(np.int64(0), (rows, seq_len)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """What a view gets to know of a stream's ids: those of its sources, and the spare ones behind them that are its own."""
+
+    size: int  # ids 0 to size - 1 are the sources'
+    boundary_id: int | None = None  # stands in front of a document
+    spare: tuple[int, ...] = ()  # as many as the view's `spare` asks for
+    tokenizer: Any = None  # of text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +227,7 @@ class Key:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """A decision's ground: `values` by source, written to disk before a row behind `position` of its stream is drawn."""
+    """What a mixture decides by: `values` by source, written to disk before a row behind `position` of its stream is drawn."""
 
     step: int
     position: int
@@ -129,11 +237,15 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a stage stands, always in steps: `step` of `steps` in the stage, `run_step` over all stages."""
+    """Where a stage stands, always in steps: `step` of `steps` in the stage, `run_step` over all stages.
+
+    For a view it is where the stream stands: `step` of its own, `steps` 0 (a stream has no end), and what was measured so far.
+    """
 
     step: int
     steps: int
     run_step: int = 0
+    history: tuple[Measurement, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -207,6 +319,18 @@ class Loss:
 
     sum_nats: Array
     parts: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What an objective may use beside its batch and the model's outputs on it."""
+
+    model: Any  # for further passes
+    progress: Progress
+    draws: Callable[[str], Any]  # a torch generator for a name; the same one for the same step, micro-batch and rank
+    own: Any = None  # the module that its `build` returned
+    models: Mapping[str, Any] = field(default_factory=dict)  # those it names: lent, frozen, and each call is charged
+    batches: Mapping[str, Batch] = field(default_factory=dict)  # of the stage's streams, the batch's own among them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,12 +44,39 @@ def _a_part(found: Any) -> type:
     return found
 
 
-class Registry:
-    """The parts of one room: `name -> "module:Class"`, where Class is a frozen dataclass of settings."""
+def missing(part: type, protocol: type) -> list[str]:
+    """Return the names that a protocol asks for and a part has not, neither as method nor as setting."""
+    bases = [base for base in protocol.__mro__ if getattr(base, "_is_protocol", False) and base.__name__ != "Protocol"]
+    asked = {name for base in bases for name in (*vars(base), *vars(base).get("__annotations__", {}))}
+    asked = {name for name in asked if not name.startswith("_") or name == "__call__"}
+    there = {f.name for f in dataclasses.fields(part)} | {name for base in part.__mro__ for name in vars(base)}
+    return sorted(asked - there)
 
-    def __init__(self, room: str, parts: Mapping[str, str]) -> None:
-        self.room = room
+
+class Registry:
+    """The parts of one room: `name -> "module:Class"`, where Class is a frozen dataclass of settings.
+
+    `promises` names the protocol ("module:Class") that all of them fulfil; parts from elsewhere are held against it.
+    """
+
+    def __init__(self, room: str, parts: Mapping[str, str], *, promises: str = "") -> None:
+        self.room, self.promises = room, promises
         self._parts = dict(parts)
+
+    def protocol(self) -> type | None:
+        """Return the protocol of the room's parts, if it has one."""
+        module, _, name = self.promises.partition(":")
+        return getattr(importlib.import_module(module), name) if self.promises else None
+
+    def _checked(self, part: type) -> type:
+        protocol = self.protocol()
+        lacking = missing(part, protocol) if protocol else []
+        if lacking:
+            raise TypeError(
+                f"it lacks {', '.join(lacking)}, which every part of {self.room} has; derive it from "
+                f"{self.promises.replace(':', '.')}, which brings what is usual, and write the rest (see CONTRIBUTING.md)"
+            )
+        return part
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._known())
@@ -69,7 +96,7 @@ class Registry:
         if kind in self._parts:
             return getattr(importlib.import_module(module), name)
         with _others_code(f"the part {self.room}.{kind} of the installed package {module.split('.')[0]}"):
-            return _a_part(getattr(importlib.import_module(module), name))
+            return self._checked(_a_part(getattr(importlib.import_module(module), name)))
 
     def _local(self, kind: str) -> type:
         if os.environ.get(ALLOW_LOCAL_CODE) != "1":
@@ -84,7 +111,7 @@ class Registry:
         if not hasattr(module, name):
             raise ConfigError(f"{file} defines no {name!r}; {nearest(name, [n for n in vars(module) if n[0] != '_'])}")
         with _others_code(f"{name} in {file}"):
-            return _a_part(getattr(module, name))
+            return self._checked(_a_part(getattr(module, name)))
 
     def build(self, spec: str | Mapping[str, Any], *, path: str = "", shared: Mapping[str, Any] | None = None) -> Any:
         """Return the part that a recipe asks for: a name, or a mapping with `kind` and settings.
@@ -110,9 +137,15 @@ def validated(part: type, given: Mapping[str, Any], *, path: str, names: list[st
         if name not in names:
             raise ConfigError(f"{path}.{name}: unknown setting; {nearest(name, names)}")
     try:
-        return pydantic.TypeAdapter(part).validate_json(as_json(given, path=path), strict=True)
+        return _reader(part).validate_json(as_json(given, path=path), strict=True)
     except pydantic.ValidationError as e:
         raise ConfigError(explain(e, path=path)) from None
+
+
+@cache
+def _reader(part: type) -> pydantic.TypeAdapter:
+    """Return what reads a part's settings; making it takes longer than reading."""
+    return pydantic.TypeAdapter(part)
 
 
 def as_json(value: Any, *, path: str) -> str:

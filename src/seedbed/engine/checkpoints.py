@@ -22,9 +22,11 @@ from torch import Tensor, nn
 
 from seedbed.core.durable import whole_folder
 from seedbed.core.errors import DataError, RefusedError
+from seedbed.engine.system import System
 
-FORMAT = 2
+FORMAT = 3  # 2: without roles and vocabulary
 MODEL, OPTIMIZER, FINAL = "model.safetensors", "optimizer.safetensors", "final"
+OBJECTIVES = "objectives."  # what objectives have built; see system.py
 _GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # any other error of reading harms no checkpoint
 _REMEDY = (
     "an unfinished run goes on from the checkpoint before it with `seedbed resume`; of a finished one put the file back, "
@@ -138,7 +140,7 @@ def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: torch.optim.Op
     if any(_is_split(p) for p in wanted.values()):
         _load_parts(folder, wanted, state, optimizer)
         return state
-    weights = _read(folder, MODEL, state)
+    weights = _without_objectives(_read(folder, MODEL, state), wanted)
     _check_fit(folder, wanted, {name: value.shape for name, value in weights.items()})
     with torch.no_grad():
         for name, parameter in wanted.items():
@@ -146,6 +148,13 @@ def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: torch.optim.Op
     if optimizer is not None:
         fill_moments(model, optimizer, load_moments(folder))
     return state
+
+
+def _without_objectives(found: dict[str, Any], wanted: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Leave out what objectives have built, where a model is wanted alone."""
+    if any(name.startswith(OBJECTIVES) for name in wanted):
+        return found
+    return {name: value for name, value in found.items() if not name.startswith(OBJECTIVES)}
 
 
 def _check_fit(folder: Path, wanted: Mapping[str, Tensor], found: Mapping[str, torch.Size]) -> None:
@@ -164,7 +173,8 @@ def _load_parts(
     from torch.distributed.checkpoint.state_dict_loader import load
 
     reader, known = _shards(folder)
-    _check_fit(folder, wanted, {name: m.size for name, m in known.items() if "|" not in name})
+    there = _without_objectives({name: m.size for name, m in known.items() if "|" not in name}, wanted)
+    _check_fit(folder, wanted, there)
     parts = {name: p.detach() for name, p in wanted.items()}
     if optimizer is not None:
         optimizer.state.clear()
@@ -219,7 +229,8 @@ def _is_split(parameter: Tensor) -> bool:
 
 
 def named(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in model.state_dict())]
+    kept = model.kept if isinstance(model, System) else set(model.state_dict())
+    return [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in kept)]
 
 
 def _check_hash(folder: Path, name: str, state: Mapping[str, Any]) -> None:

@@ -17,22 +17,23 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from seedbed.engine.precision import Machine
+from seedbed.engine.system import System
 
 
-def place(model: Any, machine: Machine) -> None:
-    """Bring a model to its machine, in place. If it is split its parameters are others afterwards: build the optimizer then."""
-    for block in model.blocks:
+def place(system: System, machine: Machine) -> None:
+    """Bring a system to its machine, in place. If it is split its parameters are others now: build the optimizer then."""
+    for block in system.model.blocks:
         if machine.compiled:
             block.forward = torch.compile(block.forward)
         if machine.recompute:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if machine.shards == 1:
-        model.to(machine.device)
+        system.to(machine.device)
     else:
-        _split(model, machine)
+        _split(system, machine)
 
 
-def _split(model: Any, machine: Machine) -> None:
+def _split(system: System, machine: Machine) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -42,34 +43,42 @@ def _split(model: Any, machine: Machine) -> None:
     mesh = init_device_mesh(machine.device.type, shape, mesh_dim_names=names)
     number_type = torch.bfloat16 if machine.bfloat16 else None
     policy = MixedPrecisionPolicy(param_dtype=number_type, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in model.blocks:
+    blocks = list(system.model.blocks)
+    for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh)
-    for module in (*model.blocks, model):
+    for module in system.modules_alone:
+        fully_shard(module, mesh=mesh)
+    for module in (*blocks, *system.modules_alone):
         module.set_gradient_divide_factor(1.0)  # a step's loss is divided by the count of all ranks: gradients are summed
         module.set_force_sum_reduction_for_comms(True)
 
 
-def is_split(model: Any) -> bool:
-    return hasattr(model, "set_requires_gradient_sync")
+def is_split(system: System) -> bool:
+    return hasattr(system.model, "set_requires_gradient_sync")
 
 
-def before_backward(model: Any, *, last: bool) -> None:
-    """Have gradients of a split model summed over ranks with the step's last micro-batch only."""
-    if is_split(model):
-        model.set_requires_gradient_sync(last)
+def _split_modules(system: System) -> list[Any]:
+    return [*system.modules_alone]
+
+
+def before_backward(system: System, *, last: bool) -> None:
+    """Have gradients of a split system summed over ranks with the step's last micro-batch only."""
+    if is_split(system):
+        for module in _split_modules(system):
+            module.set_requires_gradient_sync(last)
 
 
 @contextmanager
-def reading(model: Any, machine: Machine) -> Iterator[None]:
+def reading(system: System, machine: Machine) -> Iterator[None]:
     """Let a model be read between steps; a split one by all ranks together, in the number type of its training.
 
     Afterwards weights that a forward pass has left gathered are let go, so that parameters are parts again.
     """
-    with machine.autocast() if is_split(model) else nullcontext():
+    with machine.autocast() if is_split(system) else nullcontext():
         yield
-    if is_split(model):
-        model.reshard()
+    if is_split(system):
+        for module in _split_modules(system):
+            module.reshard()
 
 
 def whole(value: Tensor) -> Tensor:

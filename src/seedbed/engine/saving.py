@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from seedbed.core.durable import whole_folder
 from seedbed.engine.checkpoints import content_of, flatten, named, pack, write, write_state
 from seedbed.engine.placement import is_split
 from seedbed.engine.ranks import PATIENCE, Ranks
+from seedbed.engine.system import System
 
 
 class Saver:
@@ -38,17 +38,17 @@ class Saver:
         self,
         folder: Path,
         *,
-        model: nn.Module,
+        system: System,
         optimizer: torch.optim.Optimizer,
         state: Mapping[str, Any],
         after: Callable[[], None],
     ) -> None:
         """Write a checkpoint and call `after`, on the first rank, when it is there. `state` is what state.json says beside."""
         self.wait()
-        if is_split(model):
-            self._running = self._thread.submit(self._split, folder, *_staged(model, optimizer, state), after)
+        if is_split(system):
+            self._running = self._thread.submit(self._split, folder, *_staged(system, optimizer, state), after)
         elif self._ranks.first:
-            packed = pack(model, optimizer, state)
+            packed = pack(system, optimizer, state)
 
             def all_of_it() -> None:
                 write(folder, packed)
@@ -87,9 +87,9 @@ class Saver:
             after()
         dist.barrier(group=self._group)
 
-    def prepare(self, model: nn.Module) -> None:
-        """Get ready to save a model; all ranks come here together."""
-        if is_split(model) and self._group is None:
+    def prepare(self, system: System) -> None:
+        """Get ready to save a system; all ranks come here together."""
+        if is_split(system) and self._group is None:
             self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -99,11 +99,11 @@ class Saver:
 
 
 def _staged(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+    system: System, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return this rank's parts of weights and moments, copied to the processor's memory, and what state.json will say."""
     from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
-    moments, numbers = flatten(model, optimizer)
-    tensors = {**{name: p.detach() for name, p in named(model)}, **moments}
+    moments, numbers = flatten(system, optimizer)
+    tensors = {**{name: p.detach() for name, p in named(system)}, **moments}
     return BlockingAsyncStager().stage(tensors), content_of(state, numbers)

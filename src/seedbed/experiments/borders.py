@@ -13,20 +13,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seedbed.core.errors import ConfigError, DataError
+from seedbed.core.errors import ConfigError, DataError, RefusedError
 from seedbed.core.records import Role
-from seedbed.engine.checkpoints import fill_moments, latest, load_moments, load_weights, read_state, weights_fingerprint
-from seedbed.experiments.assemble import build_model
+from seedbed.engine.checkpoints import (
+    OBJECTIVES,
+    fill_moments,
+    latest,
+    load_moments,
+    load_weights,
+    read_state,
+    weights_fingerprint,
+)
+from seedbed.engine.lent import Lent
+from seedbed.engine.precision import Machine
+from seedbed.engine.system import System
+from seedbed.experiments.assemble import build_model, terms_of
 from seedbed.experiments.recipe import HF, RUN, RunPlan, StageSpec, WeightsSpec, read_plan
+from seedbed.models.forms import form_of, linears_of, owner_of
 from seedbed.transfer.rules import Rules
 
 
 @dataclass(frozen=True, kw_only=True)
 class Giver:
-    """What a stage can take over. `clock` counts the steps that the giver's schedule had made."""
+    """What a stage can take over, parameters and buffers by role. `clock` counts the steps of the giver's schedule."""
 
     name: str
     weights: Mapping[Role, Tensor]
+    dense: Mapping[Role, Tensor] = field(default_factory=dict)  # what a linear of another form stands for, by the linear's role
+    forms: Mapping[Role, str] = field(default_factory=dict)  # of those linears
     moments: Mapping[Role, Mapping[str, Any]] = field(default_factory=dict)
     clock: int = 0
     fingerprint: str = ""
@@ -45,10 +59,7 @@ def open_giver(plan: RunPlan, spec: StageSpec, *, folder: Path, borders: Mapping
         model = name.removeprefix(HF)
         return Giver(name=name, weights=hugging_face.folder_weights(model), fingerprint=hugging_face.folder_fingerprint(model))
     if name.startswith(RUN):
-        place = Path(name.removeprefix(RUN))
-        giving, checkpoint = read_plan(place), latest(place / "checkpoints")
-        if checkpoint is None:
-            raise DataError(f"{place} has no checkpoint to take weights from; let it run with `seedbed resume {place}`")
+        giving, checkpoint = of_run(name)
     else:
         giving, checkpoint = plan, folder / "checkpoints" / borders[name]
     try:
@@ -59,29 +70,74 @@ def open_giver(plan: RunPlan, spec: StageSpec, *, folder: Path, borders: Mapping
         ) from None
 
 
-def _opened(giving: RunPlan, checkpoint: Path, spec: StageSpec, *, name: str) -> Giver:
+def of_run(name: str) -> tuple[RunPlan, Path]:
+    """Return plan and checkpoint of run:FOLDER (its newest) or run:FOLDER@STEP. Raises DataError if it is not there."""
+    place, step = place_of_run(name)
+    giving = read_plan(place)
+    if step is None:
+        checkpoint = latest(place / "checkpoints")
+        if checkpoint is None:
+            raise DataError(f"{place} has no checkpoint to take weights from; let it run with `seedbed resume {place}`")
+        return giving, checkpoint
+    found = {read_state(p)["counters"]["run_step"]: p for p in sorted((place / "checkpoints").glob("[sf]*"))}
+    if step not in found:
+        steps = ", ".join(map(str, sorted(found))) or "none"
+        raise DataError(f"{place} has no checkpoint of step {step}; it has those of steps {steps} (`keep_every` keeps more)")
+    return giving, found[step]
+
+
+def place_of_run(name: str) -> tuple[Path, int | None]:
+    """Return folder and step of run:FOLDER@STEP; the step is None where none is named."""
+    place, at, step = name.removeprefix(RUN).rpartition("@")
+    return (Path(place), int(step)) if at and step.isdecimal() else (Path(name.removeprefix(RUN)), None)
+
+
+def open_checkpoint(giving: RunPlan, checkpoint: Path) -> tuple[Any, dict[str, Any]]:
+    """Return the model of a checkpoint, with its weights and buffers, and what its state.json says."""
     state = read_state(checkpoint)
-    stage = giving.stages[min(state["counters"]["stage"], len(giving.stages) - 1)]
     with torch.device("meta"):
-        roles: Mapping[str, Role] = build_model(giving, vocab_size=8).roles
+        model = build_model(giving, stage_of(giving, state), vocab_size=state["vocab_size"])
+    weights = {n: v for n, v in load_weights(checkpoint).items() if not n.startswith(OBJECTIVES)}
+    model.load_state_dict(weights, assign=True)
+    return model, state
+
+
+def stage_of(giving: RunPlan, state: Mapping[str, Any]) -> StageSpec:
+    """Return the stage in which a checkpoint was written."""
+    return giving.stages[min(state["counters"]["stage"], len(giving.stages) - 1)]
+
+
+def _opened(giving: RunPlan, checkpoint: Path, spec: StageSpec, *, name: str) -> Giver:
+    model, state = open_checkpoint(giving, checkpoint)
+    roles = {n: Role(*role) for n, role in state["roles"].items()}
     moments = {}
+    stage = stage_of(giving, state)
     if "moments" in spec.carry:
         _check_optimizers(spec, stage, name)
         moments = {roles[n]: values for n, values in load_moments(checkpoint).items()}
+    converting = linears_of(model)
+    with torch.no_grad():
+        dense = {role: linear.dense() for role, linear in converting.items()}
     return Giver(
         name=name,
-        weights={roles[n]: value for n, value in load_weights(checkpoint).items() if n in roles},
+        weights={roles[n]: value for n, value in load_weights(checkpoint).items()},
+        dense=dense,
+        forms={role: form_of(linear) for role, linear in converting.items()},
         moments=moments,
-        clock=state["counters"]["step"] + state["extras"]["clock"].get(stage.name, 0) if "clock" in spec.carry else 0,
+        clock=state["counters"]["step"] + state["clocks"].get(stage.name, 0) if "clock" in spec.carry else 0,
         fingerprint=weights_fingerprint(state),
     )
 
 
 def check_givers(plan: RunPlan) -> None:
-    """Raise DataError, before anything is trained, if a run or model folder that a stage takes from is not there.
+    """Raise DataError, before anything is trained, if a run or model folder that is taken from or lent is not there.
 
     Whatever is raised for a model folder that cannot be read is raised here too.
     """
+    for lent, given in plan.models.items():
+        where = place_of_run(given.from_.replace("{seed}", str(plan.seed)))[0]
+        if not (where / "resolved.yaml").is_file():
+            raise DataError(f"models.{lent}.from: {where} is not a run folder; give run:FOLDER, as `seedbed run` wrote it")
     for spec in plan.stages:
         if spec.weights is None:
             continue
@@ -90,10 +146,39 @@ def check_givers(plan: RunPlan) -> None:
             from seedbed.models import hugging_face
 
             hugging_face.folder_settings(place)
-        if kind + colon == RUN and not (Path(place) / "resolved.yaml").is_file():
+        where = place_of_run(f"{kind}:{place}")[0]
+        if kind + colon == RUN and not (where / "resolved.yaml").is_file():
             raise DataError(
-                f"stages.{spec.name}.weights.from: {place} is not a run folder; give run:FOLDER, as `seedbed run` wrote it "
+                f"stages.{spec.name}.weights.from: {where} is not a run folder; give run:FOLDER, as `seedbed run` wrote it "
                 "({seed} stands for the run's seed)"
+            )
+
+
+def open_lent(plan: RunPlan, spec: StageSpec, *, vocab_size: int, machine: Machine) -> dict[str, Lent]:
+    """Return the models that the objectives of a stage call, by the names that the recipe gives them, each on the device.
+
+    Raises DataError for a run that is not there, ConfigError for one whose vocabulary is not the stage's.
+    """
+    found = {}
+    for name in dict.fromkeys(name for term in terms_of(spec) for name in term.objective.models):
+        giver = plan.models[name].from_.replace("{seed}", str(plan.seed))
+        model, state = open_checkpoint(*of_run(giver))
+        if model.vocab_size != vocab_size:
+            raise ConfigError(
+                f"models.{name}: {giver} knows {model.vocab_size} ids, and stage {spec.name} has {vocab_size}; lend a model "
+                "that was trained with the same tokenizer"
+            )
+        found[name] = Lent(model=model.to(machine.device), fingerprint=weights_fingerprint(state))
+    return found
+
+
+def check_lent(lent: Mapping[str, Lent], known: dict[str, str]) -> None:
+    """Note what a stage's lent models are in `known`. Raises RefusedError if one is another than before the run was stopped."""
+    for name, model in lent.items():
+        if known.setdefault(name, model.fingerprint) != model.fingerprint:
+            raise RefusedError(
+                f"models.{name} is not the model any more that this run was begun with; put it back (run:FOLDER@STEP names one "
+                "for good), or start a new run with another --out"
             )
 
 
@@ -102,32 +187,69 @@ def resolved_from(weights: WeightsSpec, *, seed: int) -> str:
     return weights.from_.replace("{seed}", str(seed))
 
 
-def cross(model: Any, spec: StageSpec, giver: Giver, *, seed: int) -> dict[str, str]:
-    """Put over what the rules keep; return name -> keep, fresh or redraw. Without "weights" in `carry` nothing is put over."""
+@torch.no_grad()
+def cross(system: System, spec: StageSpec, giver: Giver, *, seed: int) -> dict[str, str]:
+    """Put over what the rules keep; return name -> keep, fresh or redraw. Without "weights" in `carry` nothing is put over.
+
+    A linear whose form is not the giver's takes over the matrix that the giver's stands for. Buffers that are
+    kept go over as well. Raises ConfigError for what cannot meet.
+    """
     assert spec.weights is not None
     rules = Rules(fresh=tuple(spec.weights.fresh), redraw=tuple(spec.weights.redraw), keep=tuple(spec.weights.keep))
-    parameters = dict(model.named_parameters())
+    roles = system.roles
     if "weights" not in spec.carry:
-        return rules.actions(model.roles)
-    return rules(parameters, roles=model.roles, old=giver.weights, seed=seed)
+        return rules.actions(roles)
+    ours, others = linears_of(system.model), _other_forms(system, giver)
+    old = {r: v for r, v in giver.weights.items() if owner_of(r, others) is None or r.tensor.endswith("bias") or r in others}
+    old |= {role: giver.dense[role] for role in others if role in giver.dense}
+    parameters = dict(system.named_parameters())
+    taking = {n: owner_of(role, others & {*ours}) for n, role in roles.items() if not role.tensor.endswith("bias")}
+    through = {n: owner for n, owner in taking.items() if owner is not None}
+    actions = rules({n: p for n, p in parameters.items() if n not in through}, roles=roles, old=old, seed=seed)
+    said = rules.actions({n: roles[n] for n in through})
+    for role in dict.fromkeys(through.values()):
+        action = {said[n] for n, owner in through.items() if owner == role}
+        if action == {"keep"}:
+            if role not in old:
+                raise ConfigError(f"{giver.name} has no {role}; add it to fresh")
+            ours[role].take_dense(old[role])
+        elif action != {"fresh"}:
+            raise ConfigError(
+                f"{role} has another form in {giver.name}, so it is kept or drawn anew as a whole; the rules say "
+                f"{', '.join(sorted(action))} of its tensors"
+            )
+    all_roles = system.all_roles
+    meant = rules.actions(all_roles)
+    for name, buffer in system.named_buffers():
+        value = giver.weights.get(all_roles[name])
+        if value is not None and meant[name] == "keep" and owner_of(all_roles[name], others) is None:
+            buffer.copy_(value)
+    return {n: said[n] if n in said else actions[n] for n in parameters}
 
 
-def carry_moments(model: Any, optimizer: torch.optim.Optimizer, giver: Giver, actions: Mapping[str, str]) -> int:
+def _other_forms(system: System, giver: Giver) -> set[Role]:
+    """Return the linears, by role, that are of one form here and of another there."""
+    ours = {role: form_of(linear) for role, linear in linears_of(system.model).items()}
+    return {role for role in {*ours, *giver.forms} if ours.get(role) != giver.forms.get(role)}
+
+
+def carry_moments(system: System, optimizer: torch.optim.Optimizer, giver: Giver, actions: Mapping[str, str]) -> int:
     """Give the optimizer the giver's moments of every kept and trained parameter; return how many parameters got them.
 
-    Raises ConfigError if the shapes differ.
+    They are of the same weights only: a linear of another form begins without. Raises ConfigError if the shapes differ.
     """
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    roles, others = system.roles, _other_forms(system, giver)
     taken = {}
-    for name, parameter in model.named_parameters():
-        values = giver.moments.get(model.roles[name])
-        if actions[name] != "keep" or id(parameter) not in trained or values is None:
+    for name, parameter in system.named_parameters():
+        values = giver.moments.get(roles[name])
+        if actions[name] != "keep" or id(parameter) not in trained or values is None or owner_of(roles[name], others):
             continue
         misfits = [k for k, v in values.items() if isinstance(v, Tensor) and v.ndim and v.shape != parameter.shape]
         if misfits:
-            raise ConfigError(f"the moments of {model.roles[name]} have another shape in {giver.name}; add it to fresh")
+            raise ConfigError(f"the moments of {roles[name]} have another shape in {giver.name}; add it to fresh")
         taken[name] = values
-    fill_moments(model, optimizer, taken)
+    fill_moments(system, optimizer, taken)
     return len(taken)
 
 

@@ -37,7 +37,7 @@ def carry(folder: Path, plan: RunPlan, built: BuiltStream) -> None:
     facts: dict[str, Any] = {"vocab_size": built.stream.vocab_size, "seq_len": built.stream.seq_len, "tokenizer": None}
     if built.tokenizer is not None:
         part = built.tokenizer_part
-        files: dict[str, bytes] = getattr(built.tokenizer, "files", dict)()
+        files = built.tokenizer.files()
         for name, raw in files.items():
             write_whole(folder / FOLDER / name, raw)
         facts["tokenizer"] = {**part, "path": "."} if files else part  # "." is the folder of reader.json
@@ -86,5 +86,5 @@ def noted_licences(run: Path, parts: Mapping[str, Part]) -> dict[str, str]:
 
 def licences_of(built: BuiltStream) -> dict[str, str]:
     """Return what prepared folders say of their licence, by source."""
-    manifests = {name: getattr(corpus, "manifest", {}) for name, corpus in built.corpora.items()}
+    manifests = {name: corpus.noted() for name, corpus in built.corpora.items()}
     return {name: str(m["licence"]) for name, m in manifests.items() if m.get("licence")}

@@ -15,15 +15,16 @@ from seedbed.engine.checkpoints import latest, load_checkpoint, read_state
 from seedbed.engine.precision import prepare_machine
 from seedbed.engine.ranks import join_ranks
 from seedbed.evaluate.bits_per_byte import BitsPerByte, summary
-from seedbed.experiments.assemble import build_model, check_parts
+from seedbed.experiments.assemble import build_model, check_parts, model_kind, reads_text
 from seedbed.experiments.borders import check_givers
 from seedbed.experiments.carried import Reader, reader_of
 from seedbed.experiments.comparison import Comparison
 from seedbed.experiments.feedback import append
+from seedbed.experiments.layout import Sitting
 from seedbed.experiments.memory import check_fits
 from seedbed.experiments.readings import check_held_out
 from seedbed.experiments.recipe import RunPlan, load, read_plan, recipe_text_of
-from seedbed.experiments.run import RunResult, Sitting, create, execute, finished, refuse_packed, refuse_taken
+from seedbed.experiments.run import RunResult, create, execute, finished, refuse_packed, refuse_taken
 from seedbed.experiments.streams import build_stream
 from seedbed.experiments.study import RunStatus, resume_study
 from seedbed.experiments.tracking import checked_kinds
@@ -66,7 +67,7 @@ def run(
     checked_kinds(track)
     folder = Path(out) if out else Path("runs") / plan.name / plan.arm / f"seed-{plan.seed}"
     refuse_taken(folder)
-    built = {name: build_stream(name, plan.streams[name]) for name in dict.fromkeys(s.stream for s in plan.stages)}
+    built = {name: build_stream(name, spec) for name, spec in plan.used_streams.items()}
     for stream in built.values():
         check_held_out(plan, stream)  # missing or bad data is found before a folder is made
     check_fits(plan, built, join_ranks())
@@ -116,7 +117,7 @@ def change_weights(folder: Path, weights: Mapping[str, Mapping[str, float]]) -> 
         if name not in plan.streams:
             raise ConfigError(f"no stream {name!r}; {nearest(name, plan.streams)}")
         stream = build_stream(name, plan.streams[name]).stream
-        if not hasattr(stream.mixture, "wanted"):
+        if not stream.mixture.weighted:
             raise ConfigError(f"the mixture of stream {name} has no weights to change; begin a run with `mixture: weighted`")
         if set(values) != set(stream.sources):
             raise ConfigError(
@@ -161,7 +162,7 @@ def open_run(folder: str | Path, *, device: str = "auto") -> Trained:
     if read_state(checkpoint)["counters"]["stage"] < len(plan.stages) - 1:
         raise DataError(f"{folder} has not reached its last stage yet; let it run on with `seedbed resume {folder}`")
     reader = reader_of(folder, plan)
-    model = build_model(plan, vocab_size=reader.vocab_size)
+    model = build_model(plan, plan.stages[-1], vocab_size=reader.vocab_size)
     machine = prepare_machine(device=device, precision="float32", threads=plan.threads, width=0)
     load_checkpoint(checkpoint, model=model)
     return Trained(plan=plan, model=model.to(machine.device).eval(), reader=reader)
@@ -179,6 +180,10 @@ def evaluate_text(
     trained = open_run(folder, device=device)
     asked = Preparation(paths=(text,), text_key=text_key, document_bytes=MOST_BYTES)
     documents = [d for d in documents_of(text, asked) if d.text]
+    if not reads_text(trained.plan, trained.plan.stages[-1]):
+        raise ConfigError(
+            f"the model of {folder} sees later positions, so it cannot be asked what follows in a text; take a causal one"
+        )
     scorer = OwnRun(
         model=trained.model,
         tokenizer=trained.tokenizer,
@@ -205,6 +210,7 @@ def sample(
     trained = open_run(folder, device=device)
     writer = Sample(
         model=trained.model,
+        stepper=model_kind(trained.plan, trained.plan.stages[-1]).stepper,
         tokenizer=trained.tokenizer,
         seq_len=trained.seq_len,
         temperature=temperature,

@@ -17,14 +17,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from seedbed import models
+from seedbed.core.drawing import drawing
 from seedbed.core.patterns import first_match
-from seedbed.core.records import Batch, Role, Row
+from seedbed.core.records import Batch, Progress, Role, Row
 from seedbed.engine.batches import collate
 from seedbed.engine.placement import place
 from seedbed.engine.precision import Machine
+from seedbed.engine.step import active, mean_loss
 from seedbed.engine.train import Stage
-from seedbed.experiments.assemble import build_stage, initialize
+from seedbed.experiments.assemble import build_stage, build_system, initialize, model_kind
+from seedbed.experiments.borders import open_lent
 from seedbed.experiments.recipe import RunPlan, StageSpec
 from seedbed.experiments.streams import BuiltStream
 
@@ -54,6 +56,7 @@ class Measured:
     kept: _Line  # bytes that a forward pass leaves for the backward pass
     beyond: _Line  # bytes that the last block's backward pass needs beyond these (negative: it needs none)
     updating: float  # bytes that an optimizer's step needs for itself
+    lent: float  # bytes of lent models
     moments: Mapping[Role, float]  # bytes a parameter, by role without layer
     row: tuple[float, float]  # seconds of a row: outer part, a block
     update: tuple[float, float]  # seconds of clipping and an optimizer's step: outer part, a block
@@ -68,10 +71,10 @@ class Measured:
 def measure(
     plan: RunPlan,
     spec: StageSpec,
-    built: BuiltStream,
+    built: Mapping[str, BuiltStream],
     machine: Machine,
     *,
-    rows: Sequence[Row],
+    rows: Mapping[str, Sequence[Row]],
     micro: int,
     limit: float | None,
     layers: int,
@@ -82,9 +85,9 @@ def measure(
     stage = _cut_stage(plan, spec, built, eager, layers=cut, limit=limit)
     blocks, cut = stage.model.blocks, len(stage.model.blocks)
     most = 1 if micro == 1 else 2
-    batches = {n: batch_of(rows, n, machine) for n in (1, most)}
+    batches = {n: batches_of(rows, n, machine) for n in (1, most)}
 
-    def passed(depth: int, batch: Batch, live: "Live | None" = None) -> float:
+    def passed(depth: int, batch: Mapping[str, Batch], live: "Live | None" = None) -> float:
         stage.model.blocks = blocks[:depth]
         started = time.perf_counter()
         one_pass(stage, batch, machine, live)
@@ -103,10 +106,11 @@ def measure(
         _update(stage, blocks, cut)
     updating = float(live.peak)
     moments: dict[Role, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for name, parameter in stage.model.named_parameters():
+    roles = stage.system.roles
+    for name, parameter in stage.system.named_parameters():
         held = [v for v in stage.optimizer.state.get(parameter, {}).values() if isinstance(v, Tensor)]
         if held:
-            totals = moments[anywhere(stage.model.roles[name])]
+            totals = moments[anywhere(roles[name])]
             totals[0] += sum(v.nbytes for v in held)
             totals[1] += parameter.numel()
 
@@ -114,10 +118,10 @@ def measure(
     if machine.compiled or once < LONG:
         if machine.compiled:
             stage.model.blocks = blocks
-            place(stage.model, replace(machine, recompute=False))
+            place(stage.system, replace(machine, recompute=False))
         fits = math.inf if limit is None else SHARE * limit / max(1.0, kept[cut, 1])
         n = int(max(1, min(micro, fits, LONG / once)))
-        batch = batch_of(rows, n, machine)
+        batch = batches_of(rows, n, machine)
         passed(cut, batch)
         for depth in times:
             times[depth] = []
@@ -131,6 +135,7 @@ def measure(
         kept=_line(kept, cut, most),
         beyond=_line({(d, n): v for (d, n), v in beyond.items() if d == cut}, cut, most),
         updating=updating,
+        lent=float(sum(v.nbytes for model in stage.lent.values() for v in model.model.state_dict().values())),
         moments={role: held / count for role, (held, count) in moments.items()},
         row=(row[0], max(0.0, row[cut] - row[0]) / cut),
         update=(updates[0], max(0.0, updates[cut] - updates[0]) / cut),
@@ -152,48 +157,61 @@ def _line(values: Mapping[tuple[int, int], float], cut: int, most: int) -> _Line
 
 
 def _cut_stage(
-    plan: RunPlan, spec: StageSpec, built: BuiltStream, machine: Machine, *, layers: int, limit: float | None
+    plan: RunPlan, spec: StageSpec, built: Mapping[str, BuiltStream], machine: Machine, *, layers: int, limit: float | None
 ) -> Stage:
     """Return a stage with a model of a few blocks; of one, if two would not fit. A model that cannot be cut stays whole."""
-    config: Any = models.parts.build(plan.model, path="model")
+    config: Any = model_kind(plan, spec)
     if is_dataclass(config) and hasattr(config, "num_layers"):
         for depth in (layers, 1):
             config = replace(config, num_layers=depth)  # type: ignore[type-var]
             with torch.device("meta"):
-                needed = 16 * sum(p.numel() for p in config.build(vocab_size=built.stream.vocab_size).parameters())
+                whole = config.build(vocab_size=built[spec.stream].stream.vocab_size)
+            needed = 16 * sum(p.numel() for p in whole.parameters())
             if limit is None or needed < limit / 2:
                 break
-    model = config.build(vocab_size=built.stream.vocab_size)
+    model = config.build(vocab_size=built[spec.stream].stream.vocab_size)
     initialize(model, spec.model_copy(update={"embedding_std": None}), seed=plan.seed, old=None)
-    place(model, machine)
-    frozen = [p for p in spec.frozen if any(first_match((p,), r, num_layers=len(model.blocks)) for r in model.roles.values())]
-    if all(first_match(tuple(frozen), r, num_layers=len(model.blocks)) for r in model.roles.values()):
+    system = build_system(plan, spec, model)
+    place(system, machine)
+    roles = list(system.roles.values())
+    frozen = [p for p in spec.frozen if any(first_match((p,), r, num_layers=len(model.blocks)) for r in roles)]
+    if all(first_match(tuple(frozen), r, num_layers=len(model.blocks)) for r in roles):
         frozen = []  # what is trained lies in blocks that were cut away
-    return build_stage(plan, spec.model_copy(update={"frozen": frozen}), built, model)
+    lent = open_lent(plan, spec, vocab_size=model.vocab_size, machine=machine)
+    return build_stage(plan, spec.model_copy(update={"frozen": frozen}), built, system, lent=lent)
 
 
-def batch_of(rows: Sequence[Row], count: int, machine: Machine) -> Batch:
-    """Return `count` rows as a batch on the device; a few rows are repeated."""
-    return machine.fetched(collate([rows[i % len(rows)] for i in range(count)]))
+def batches_of(rows: Mapping[str, Sequence[Row]], count: int, machine: Machine) -> dict[str, Batch]:
+    """Return `count` rows of every stream as a batch on the device; a few rows are repeated."""
+    return {name: machine.fetched(collate([some[i % len(some)] for i in range(count)])) for name, some in rows.items()}
 
 
-def one_pass(stage: Stage, batch: Batch, machine: Machine, live: "Live | None" = None) -> None:
+def one_pass(stage: Stage, batches: Mapping[str, Batch], machine: Machine, live: "Live | None" = None) -> None:
     """Go forward and backward once, as the training loop does with a micro-batch; gradients add up."""
-    stage.model.train()
+    stage.system.train()
+    progress = Progress(step=0, steps=stage.steps)
+    terms = active(stage.terms, progress)
+    counts = [term.objective.count(batches[term.stream]) for term in terms]
     hooks: list[Any] = []
     if live is not None and len(stage.model.blocks):
         last = stage.model.blocks[-1]
         hooks = [last.register_full_backward_pre_hook(live.enter), last.register_full_backward_hook(live.leave)]
-    with machine.autocast():
-        outputs = stage.model(batch)
-        mean = outputs.hidden_BTD.new_zeros((), dtype=torch.float32)
-        for weight, objective in stage.objectives:
-            if weight and (count := objective.count(batch)):
-                mean = mean + weight * objective(outputs, batch=batch).sum_nats / count
-    if live is not None:
-        live.keep()
-    if mean.requires_grad:
-        mean.backward()
+    with drawing(0, stage.name, 0):
+        with machine.autocast():
+            mean, _ = mean_loss(
+                stage.system,
+                terms,
+                batches,
+                counts=counts,
+                main=stage.stream.name,
+                progress=progress,
+                lent=stage.lent,
+                draws=lambda name: torch.Generator(machine.device).manual_seed(0),
+            )
+        if live is not None:
+            live.keep()
+        if mean.requires_grad:
+            mean.backward()
     _finish_on(machine.device)
     for hook in hooks:
         hook.remove()

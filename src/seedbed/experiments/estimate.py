@@ -12,7 +12,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -27,8 +27,10 @@ from seedbed.engine.feed import Feed
 from seedbed.engine.placement import place
 from seedbed.engine.precision import Machine, available_threads, settled_device, settled_shards
 from seedbed.engine.ranks import Ranks
+from seedbed.engine.system import System
 from seedbed.engine.train import Counters, Hooks, train
-from seedbed.experiments.assemble import build_model, build_stage, initialize, machine_for, steps_of, trained_of
+from seedbed.experiments.assemble import build_model, build_stage, build_system, initialize, machine_for, steps_of, trained_of
+from seedbed.experiments.borders import open_lent
 from seedbed.experiments.cut_model import LONG, SHARE, Measured, anywhere, measure
 from seedbed.experiments.memory import memory_bytes, memory_limit, resident_bytes
 from seedbed.experiments.readings import framed, up_to
@@ -47,7 +49,8 @@ _MADE = 32  # rows that are made for it
 class StageEstimate:
     """One stage of one run, on one rank.
 
-    `parts_mib` says what the peak of memory consists of, where the model computes: weights, gradients, moments, activations
+    `parts_mib` says what the peak of memory consists of, where the model computes: weights, gradients, moments, lent (the
+    weights of lent models, if there are any), activations
     (what a micro-batch's forward pass leaves for its backward pass), working (logits and their gradients, or what a block needs
     while it goes backward), and on a processor also checkpoint (the copy that is being packed) and process (program and data).
     On a GPU these two are in `host_parts_mib`, and gradients that are made while activations go, as in a step of one
@@ -87,39 +90,38 @@ def estimate(plan: RunPlan, *, ranks: int = 1) -> list[StageEstimate]:
     device = torch.device(settled_device(plan.device))
     shards = settled_shards(plan.shard, Ranks(size=ranks))
     with _nothing_changed():
-        built = {spec.stream: build_stream(spec.stream, plan.streams[spec.stream], device=device) for spec in plan.stages}
+        built = {name: build_stream(name, spec, device=device) for name, spec in plan.used_streams.items()}
         made = {name: _some_rows(b, seed=plan.seed) for name, b in built.items()}
         for later in ("torch._dynamo", "seedbed.report.page"):  # a run's optimizer and its page import them
             import_module(later)
         process = resident_bytes()
-        return [
-            _stage(plan, spec, built[spec.stream], *made[spec.stream], process=process, ranks=ranks, shards=shards)
-            for spec in plan.stages
-        ]
+        return [_stage(plan, spec, built, made, process=process, ranks=ranks, shards=shards) for spec in plan.stages]
 
 
 def _stage(
     plan: RunPlan,
     spec: StageSpec,
-    built: BuiltStream,
-    rows: list[Row],
-    data_seconds: float,
+    streams: Mapping[str, BuiltStream],
+    made: Mapping[str, tuple[list[Row], float]],
     *,
     process: float,
     ranks: int,
     shards: int,
 ) -> StageEstimate:
-    stream = built.stream
+    built = streams[spec.stream]
+    stream, data_seconds = built.stream, sum(made[name][1] for name in (spec.stream, *spec.further))
+    rows = {name: made[name][0] for name in (spec.stream, *spec.further)}
     share = -(-stream.batch_size // ranks)  # rows of a rank's step
     micro = min(spec.micro_batch_size or share, share)
     with torch.device("meta"):
-        whole = build_model(plan, vocab_size=stream.vocab_size)
+        whole = build_model(plan, spec, vocab_size=stream.vocab_size)
+        system = build_system(plan, spec, whole)
     machine = machine_for(plan)
     limit, host_limit = memory_limit(machine.device), memory_bytes()
-    steps = steps_of(plan, spec, whole)
-    trained = _trained(whole, spec)
-    found = measure(plan, spec, built, machine, rows=rows, micro=micro, limit=limit, layers=len(whole.blocks))
-    sizes = _Sizes.of(whole, trained, found, micro=micro, seq_len=stream.seq_len, machine=machine)
+    steps = steps_of(plan, spec, system)
+    trained = _trained(system, spec)
+    found = measure(plan, spec, streams, machine, rows=rows, micro=micro, limit=limit, layers=len(whole.blocks))
+    sizes = _Sizes.of(system, trained, found, micro=micro, seq_len=stream.seq_len, machine=machine)
 
     step = share * found.row_seconds(len(whole.blocks)) + found.update_seconds(len(whole.blocks))
     how = f"from {found.layers} of {len(whole.blocks)} layers"
@@ -132,7 +134,7 @@ def _stage(
     state = sum(parts[k] for k in ("weights", "gradients", "moments"))
     if 3 * step < _QUICK and (limit is None or (state < SHARE * limit and sum(parts.values()) < limit / 2)):
         trials = max(4, min(steps, round(1 / step)))
-        step = _timed(plan, spec, built, machine, trials=trials, rows=share)
+        step = _timed(plan, spec, streams, machine, trials=trials, rows=share)
         how = "timed"
     data = data_seconds * share / max(1, min(plan.data_workers, available_threads()))
     sharded, _ = memory(ranks=EIGHT, shards=EIGHT)
@@ -143,7 +145,7 @@ def _stage(
         stage=spec.name,
         steps=steps,
         tokens=steps * stream.batch_size * stream.seq_len,
-        parameters=sum(p.numel() for p in whole.parameters()),
+        parameters=sum(p.numel() for p in system.parameters()),
         seconds=seconds,
         step_seconds=max(step, data),
         data_seconds=data,
@@ -158,10 +160,10 @@ def _stage(
     return replace(estimated, helps=_helps(plan, estimated, micro=micro, shards=ranks > 1 and plan.shard != "none"))
 
 
-def _trained(model: Any, spec: StageSpec) -> set[str]:
+def _trained(system: System, spec: StageSpec) -> set[str]:
     """Return the names of the parameters that a stage trains."""
-    chosen = {id(p) for _, p in trained_of(spec, model)}
-    return {name for name, p in model.named_parameters() if id(p) in chosen}
+    chosen = {id(p) for _, p in trained_of(spec, system)}
+    return {name for name, p in system.named_parameters() if id(p) in chosen}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,14 +179,16 @@ class _Sizes:
     logits: float  # in the head's forward pass, beside what is kept of it
     beyond: float  # what a block's backward pass needs beyond what is kept
     updating: float
+    lent: float
     on_device: bool  # not the processor
 
     @classmethod
-    def of(cls, model: Any, trained: set[str], found: Measured, *, micro: int, seq_len: int, machine: Machine) -> "_Sizes":
+    def of(cls, system: System, trained: set[str], found: Measured, *, micro: int, seq_len: int, machine: Machine) -> "_Sizes":
+        model, roles = system.model, system.roles
         layers = len(model.blocks)
-        named = dict(model.named_parameters())
-        moments = sum(p.numel() * found.moments.get(anywhere(model.roles[n]), 8.0) for n, p in named.items() if n in trained)
-        outer = sum(p.nbytes for n, p in named.items() if model.roles[n].layer is None)
+        named = dict(system.named_parameters())
+        moments = sum(p.numel() * found.moments.get(anywhere(roles[n]), 8.0) for n, p in named.items() if n in trained)
+        outer = sum(p.nbytes for n, p in named.items() if roles[n].layer is None)
         weights = sum(p.nbytes for p in named.values())
         width, vocabulary, positions = model.config.width, model.vocab_size, micro * seq_len
         head = width * vocabulary
@@ -201,6 +205,7 @@ class _Sizes:
             logits=max(4 * chunk + casts, again),
             beyond=found.beyond.at(layers=0, rows=micro),
             updating=found.updating,
+            lent=found.lent,
             on_device=machine.device.type != "cpu",
         )
 
@@ -218,7 +223,7 @@ class _Sizes:
         backward = {"gradients": rest, "activations": self.kept, "working": working}
         update = {"gradients": gradients, "activations": 0.0, "working": max(self.updating, summed)}
         fullest = max((backward, update), key=lambda moment: sum(moment.values()))
-        parts = {"weights": weights, "moments": moments, **fullest}
+        parts = {"weights": weights, "moments": moments, **fullest} | ({"lent": self.lent} if self.lent else {})
         packing = max(moments, weights - moments) if shards == 1 else 0.0  # a file is there twice while it is packed
         beside = {"checkpoint": weights + moments + packing, "process": process}
         return (parts, beside) if self.on_device else ({**parts, **beside}, {})
@@ -259,26 +264,31 @@ def _rows(built: BuiltStream, start: int, *, count: int, seed: int) -> list[Row]
     return stream.rows(start, count=count, seed=seed)
 
 
-def _timed(plan: RunPlan, spec: StageSpec, built: BuiltStream, machine: Machine, *, trials: int, rows: int) -> float:
+def _timed(
+    plan: RunPlan, spec: StageSpec, built: Mapping[str, BuiltStream], machine: Machine, *, trials: int, rows: int
+) -> float:
     """Return the seconds of a step of the whole model, from a throw-away one."""
-    model = build_model(plan, vocab_size=built.stream.vocab_size)
+    model = build_model(plan, spec, vocab_size=built[spec.stream].stream.vocab_size)
     initialize(model, spec.model_copy(update={"embedding_std": None}), seed=plan.seed, old=None)
-    place(model, machine)
-    stage = build_stage(plan, spec, built, model)
+    system = build_system(plan, spec, model)
+    place(system, machine)
+    lent = open_lent(plan, spec, vocab_size=model.vocab_size, machine=machine)
+    stage = build_stage(plan, spec, built, system, lent=lent)
     stream: Stream = replace(stage.stream, batch_size=rows)
     times: list[float] = []
     hooks = Hooks(
         record=partial(_note, times),
         evaluate=dict,
         save=lambda wait: None,
-        measure=_even(built),
+        measure=_even(built[spec.stream]),
         should_stop=lambda: False,
     )
     trial = replace(stage, stream=stream, steps=trials, evaluate_every=10**9, evaluate_at=frozenset(), checkpoint_every=10**9)
     trial = replace(trial, keep_every=None)
-    at = Counters(positions={stream.name: 0})
-    with Feed(stream, seed=plan.seed) as feed:
-        train(trial, at=at, seed=plan.seed, machine=machine, ledger=Ledger(), hooks=hooks, feed=feed)
+    at = Counters(positions=dict.fromkeys(trial.streams, 0))
+    with ExitStack() as stack:
+        feeds = {name: stack.enter_context(Feed(some, seed=plan.seed)) for name, some in trial.streams.items()}
+        train(trial, at=at, seed=plan.seed, machine=machine, ledger=Ledger(), hooks=hooks, feeds=feeds)
     return statistics.median(times[1:])
 
 

@@ -27,14 +27,17 @@ from seedbed.core.errors import ConfigError, DataError, RunFailedError, nearest
 from seedbed.core.json_files import read_object
 from seedbed.core.records import Batch
 from seedbed.engine.checkpoints import latest, read_state
+from seedbed.experiments.assemble import model_part
 from seedbed.experiments.card import card
 from seedbed.experiments.commands import Trained, open_run
 from seedbed.experiments.exported_tokenizer import tokenizer_files
 from seedbed.experiments.recipe import RunPlan
 from seedbed.experiments.run import finished
 from seedbed.experiments.streams import build_stream, held_out_sets
+from seedbed.models.forms import dense_twin
 from seedbed.models.hugging_face import WEIGHTS, llama_config, llama_weights
-from seedbed.models.transformer import Decoder, Transformer
+from seedbed.models.shape import Shape
+from seedbed.models.transformer import Transformer
 from seedbed.tokenizers.file import TEMPLATE
 
 FORMATS = ("hf", "safetensors")
@@ -159,10 +162,11 @@ def _write(place: Path, files: Mapping[str, bytes]) -> None:
 
 def _add_stock_model(found: _Found, trained: Trained) -> None:
     """Weights, config.json and generation_config.json for the class of the Llama family that this model is."""
+    stock = dense_twin(trained.model)
     ids = {"bos_token_id": trained.tokenizer.boundary_id, "eos_token_id": trained.tokenizer.boundary_id}
     made_by = {"transformers_version": _transformers().__version__}
     settings = {
-        **_stock_config(trained.model),
+        **_stock_config(stock),
         "max_position_embeddings": trained.seq_len,
         "torch_dtype": "float32",
         **ids,
@@ -170,7 +174,7 @@ def _add_stock_model(found: _Found, trained: Trained) -> None:
     }
     found.files["config.json"] = (json.dumps(settings, indent=2) + "\n").encode()
     found.files["generation_config.json"] = (json.dumps({**ids, **made_by}, indent=2) + "\n").encode()
-    weights = {name: p.to("cpu", torch.float32).contiguous() for name, p in llama_weights(trained.model).items()}
+    weights = {name: p.to("cpu", torch.float32).contiguous() for name, p in llama_weights(stock).items()}
     found.files[WEIGHTS] = save(weights, metadata={"format": "pt"})
     if trained.model.config.document_mask:
         found.notes.append(
@@ -183,7 +187,7 @@ def _add_own_model(found: _Found, trained: Trained) -> None:
     """Weights under our own names, as they are."""
     found.files[WEIGHTS] = save({name: t.detach().cpu().contiguous() for name, t in _own_tensors(trained.model).items()})
     try:
-        _stock_config(trained.model)
+        _stock_config(dense_twin(trained.model))
     except ConfigError:
         found.notes.append("No stock class of transformers computes what this model does, so nothing but seedbed opens it.")
 
@@ -303,8 +307,8 @@ def _about(run: Path, trained: Trained) -> list[str]:
 def _record(run: Path, found: _Found, trained: Trained, *, to: str) -> dict[str, Any]:
     """export.json."""
     plan, config = trained.plan, getattr(trained.model, "config", None)
-    part = plan.model
-    if isinstance(config, Decoder):  # with all sizes said, so that no folder named under `size` is needed again
+    part = model_part(plan, plan.stages[-1])
+    if isinstance(config, Shape):  # with all sizes said, so that no folder named under `size` is needed again
         part = {**asdict(config), "kind": part if isinstance(part, str) else part["kind"], "size": None}
     checkpoint = latest(run / "checkpoints")
     assert checkpoint is not None

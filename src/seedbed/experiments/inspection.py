@@ -14,7 +14,7 @@ import torch
 from seedbed.core.errors import ConfigError, DataError
 from seedbed.core.records import Draw, Row
 from seedbed.core.run_record import RunRecord
-from seedbed.experiments.assemble import build_model, steps_of
+from seedbed.experiments.assemble import build_model, build_system, steps_of
 from seedbed.experiments.feedback import read_feedback
 from seedbed.experiments.recipe import RunPlan, load, read_plan
 from seedbed.experiments.streams import BuiltStream, build_stream
@@ -91,7 +91,8 @@ def inspect_plan(plan: RunPlan, *, step: int, folder: Path | None = None) -> Sho
     for spec in plan.stages:
         built = build_stream(spec.stream, plan.streams[spec.stream])
         with torch.device("meta"):
-            steps = steps_of(plan, spec, build_model(plan, vocab_size=built.stream.vocab_size))
+            model = build_model(plan, spec, vocab_size=built.stream.vocab_size)
+            steps = steps_of(plan, spec, build_system(plan, spec, model))
         batch = built.stream.batch_size
         if step <= before + steps:
             built.stream.history.extend(m for of, m in (read_feedback(folder) if folder else []) if of == spec.stream)
@@ -113,7 +114,8 @@ def inspect_plan(plan: RunPlan, *, step: int, folder: Path | None = None) -> Sho
 
 
 def _row(built: BuiltStream, position: int, draw: Draw, row: Row) -> ShownRow:
-    store: Any = getattr(built.stream.sources[draw.source], "store", None)
+    store = built.stream.sources[draw.source].packed_from()
+    shown_T = np.asarray(row.tokens_T)
     documents = []
     if store is not None and row.documents_T is not None:
         numbers, counts = np.unique(row.documents_T[row.documents_T >= 0], return_counts=True)
@@ -127,8 +129,8 @@ def _row(built: BuiltStream, position: int, draw: Draw, row: Row) -> ShownRow:
         epoch=draw.epoch,
         asked=int((np.asarray(row.weights_T) > 0).sum()),
         documents=documents,
-        tokens=np.asarray(row.tokens_T).tolist(),
-        text=built.tokenizer.decode(np.asarray(row.tokens_T)) if built.tokenizer else "",
+        tokens=shown_T.tolist(),
+        text=built.tokenizer.decode(shown_T[shown_T < built.tokenizer.vocab_size]) if built.tokenizer else "",
         labels=_plain(row.labels),
     )
 

@@ -13,7 +13,7 @@ import torch
 from seedbed.core.errors import ConfigError
 from seedbed.engine.precision import settled_device, settled_shards
 from seedbed.engine.ranks import Ranks
-from seedbed.experiments.assemble import build_model, trained_of
+from seedbed.experiments.assemble import build_model, build_system, trained_of
 from seedbed.experiments.recipe import RunPlan
 from seedbed.experiments.streams import BuiltStream
 
@@ -56,13 +56,13 @@ def check_fits(plan: RunPlan, built: Mapping[str, BuiltStream], ranks: Ranks, *,
     for spec in plan.stages:
         stream = built[spec.stream].stream
         with torch.device("meta"):
-            model = build_model(plan, vocab_size=stream.vocab_size)
-        weights = sum(p.numel() for p in model.parameters())
+            system = build_system(plan, spec, build_model(plan, spec, vocab_size=stream.vocab_size))
+        weights = sum(p.numel() for p in system.parameters())
         rows = -(-stream.batch_size // ranks.size) * (_ROW_BYTES + _TOKEN_BYTES * stream.seq_len)
         for what, needed, limit in (
             (
                 "weights and gradients",
-                4 * (weights + sum(p.numel() for _, p in trained_of(spec, model))) / shards,
+                4 * (weights + sum(p.numel() for _, p in trained_of(spec, system))) / shards,
                 memory_limit(device),
             ),
             ("rows of a step", rows, memory_bytes()),

@@ -572,7 +572,7 @@ def seal(folder: Path, work: Work, *, say: Callable[[str], None]) -> Prepared:
         raise DataError(
             f"{', '.join(p.paths)} leaves no document ({why}); give other files, or loosen what leaves documents out"
         )
-    for name, raw in getattr(tokenizer, "files", dict)().items():
+    for name, raw in tokenizer.files().items():
         write_whole(final / name, raw)
     beside = {f.name: f for f in sorted(final.iterdir()) if f.suffix not in SUFFIXES or f.name == "dropped.jsonl"}
     files: dict[str, dict[str, Any]] = {}

@@ -16,7 +16,7 @@ from seedbed.core.durable import write_whole
 from seedbed.core.errors import ConfigError, DataError
 from seedbed.core.ledger import Ledger
 from seedbed.core.protocols import Tokenizer
-from seedbed.core.records import Cost, Document
+from seedbed.core.records import Cost, Document, blank
 from seedbed.core.run_record import loss_of_text
 from seedbed.engine.held_out import likeliest, row_nats
 from seedbed.engine.precision import Machine
@@ -27,6 +27,7 @@ from seedbed.experiments.recipe import RunPlan, StageSpec
 from seedbed.experiments.streams import BuiltStream, held_out_sets
 from seedbed.scorers.own_run import OwnRun
 
+_MEASURED_ROWS = 64  # of every source that a mixture with feedback asks about
 _COMPLETED_ROWS = 32  # held-out rows of an automaton stage whose frames are completed
 
 
@@ -37,10 +38,8 @@ def check_held_out(plan: RunPlan, built: BuiltStream) -> None:
         sets |= {(name, "test"): corpus for name, corpus in held_out_sets(plan, built).items()}
     wants = built.stream.mixture.wants
     if wants is not None:
-        if wants[0] != "loss_nats" or not built.corpora:
-            raise ConfigError(
-                f"the mixture of stream {built.stream.name} asks for {wants[0]!r}, which is measured on text sources only"
-            )
+        if wants[0] != "loss_nats":
+            raise ConfigError(f"the mixture of stream {built.stream.name} asks for {wants[0]!r}; what is measured is loss_nats")
         sets |= {(name, "valid"): corpus for name, corpus in built.corpora.items()}
     for (name, part), corpus in sets.items():
         if not len(corpus.documents(part)):
@@ -78,7 +77,7 @@ def text_numbers(
     scorer = OwnRun(model=model, tokenizer=stream.tokenizer, seq_len=stream.stream.seq_len, stride=plan.evaluate.stride)
     items = BitsPerByte()(scorer, documents)
     found, seq_len = summary(items), stream.stream.seq_len
-    return found, items, model.cost(rows=1, seq_len=seq_len, counted=seq_len).times(found["tokens"] / seq_len)
+    return found, items, model.cost(blank(rows=1, seq_len=seq_len)).times(found["tokens"] / seq_len)
 
 
 def test_numbers(
@@ -147,14 +146,25 @@ def floor_line(name: str, found: dict[str, Any]) -> str:
     return f"stage {name} {verdict}: {found['loss_nats']:.3f} nats on unseen rules after frame 1; floors: {floors}"
 
 
+def row_loss(plan: RunPlan, stream: BuiltStream, source: str, model: Any, machine: Machine) -> float:
+    """Return the mean loss in nats of what a source's first held-out rows ask."""
+    rows = stream.stream.rows_of(source, count=_MEASURED_ROWS, seed=plan.seed, split="valid")
+    if not rows:
+        raise DataError(f"the source {source!r} has no validation row to measure; give more, or a larger valid_share")
+    weights = np.concatenate([row.weights_T for row in rows])
+    nll_RT = row_nats(model, rows, machine=machine)
+    return float((nll_RT.reshape(-1) * weights).sum() / weights.sum())
+
+
 def packing_facts(built: BuiltStream) -> dict[str, Any]:
     """What packing left unused or left out of every source's training part: padding and cropped tokens."""
-    return {name: source.report("train") for name, source in built.stream.sources.items() if hasattr(source, "report")}
+    reports = {name: dict(source.report("train")) for name, source in built.stream.sources.items()}
+    return {name: report for name, report in reports.items() if report}
 
 
 def left_out(built: BuiltStream) -> dict[str, dict[str, int]]:
     """Return how much of every text source was not read, by reason: by `on_error: skip`, or as settings among the files."""
-    found = {name: dict(getattr(corpus, "skipped", {})) for name, corpus in built.corpora.items()}
+    found = {name: dict(corpus.skipped) for name, corpus in built.corpora.items()}
     return {name: counts for name, counts in found.items() if counts}
 
 
@@ -169,9 +179,7 @@ def mixture_facts(plan: RunPlan, built: Mapping[str, BuiltStream], ledger: Ledge
         total = sum(shown.values())
         sizes = {source: part.size("train") for source, part in b.stream.sources.items()}
         mixed: Any = b.stream.mixture
-        wanted = (
-            mixed.wanted(total // b.stream.seq_len, sizes=sizes, history=b.stream.history) if hasattr(mixed, "wanted") else {}
-        )
+        wanted = mixed.wanted(total // b.stream.seq_len, sizes=sizes, history=b.stream.history)
         facts[name] = {}
         for source, tokens in shown.items():
             rows, size = tokens // b.stream.seq_len, sizes[source]

@@ -35,6 +35,7 @@ Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Std = Annotated[float, Field(gt=0, le=1e20)]
 MOST_SEEDS = 10_000
 Kept = Annotated[int, Field(ge=1, le=10**6)]
+TRUNK = "trunk"  # what the first stage of a branch may take its weights from
 RUN, HF = "run:", "hf:"  # what `weights.from` may begin with, beside an earlier stage's name
 
 
@@ -102,11 +103,19 @@ class WeightsSpec(_Strict):
     keep: list[str] = ["*"]
 
 
+class ModelSpec(_Strict):
+    """A trained model that is lent to objectives, frozen. Its training is given, not charged; every call of it is charged."""
+
+    from_: str = Field(alias="from", pattern=r"^run:.+")  # run:FOLDER or run:FOLDER@STEP; {seed} in it is this run's seed
+
+
 class StageSpec(_Strict):
     """One stage."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     stream: str
+    further: list[str] = []  # streams that objectives read beside it, a batch a step each
+    model: dict[str, Any] | None = None  # changes of the recipe's model from this stage's border on
     budget: Budget
     objective: list[Part] = ["tokens"]
     optimizer: Part = "adamw"
@@ -121,6 +130,16 @@ class StageSpec(_Strict):
     evaluations: int = Field(default=10, ge=1, le=10**6)  # evenly spaced over the stage, the last at its last step
     evaluate_at: list[Steps] = []  # further steps of the stage at which held-out text is read
     floor_rows: int = Field(default=128, ge=1, le=10**6)  # held-out rows on which an automaton stage is held against its floors
+
+
+class BranchSpec(_Strict):
+    """A side run from a checkpoint of this run, which it does not move: other stages, and the same evaluation.
+
+    Its first stage takes weights, moments and clock over, unless its `weights: {from: trunk, ...}` and `carry` say otherwise.
+    """
+
+    at: Steps | str  # a step of the run, or the name of a stage: where that ends
+    stages: list[StageSpec] = Field(min_length=1)
 
 
 class EvaluateSpec(_Strict):
@@ -199,6 +218,8 @@ _ADDED: list[tuple[str, str, Any]] = [
     ("streams", "sources", {}),
     ("stages", "evaluate_at", []),
     ("stages", "carry", ["weights"]),
+    ("stages", "further", []),
+    ("stages", "model", None),
     ("evaluate", "sets", {}),
     ("evaluate", "main", None),
 ]
@@ -217,8 +238,10 @@ class Recipe(_Strict):
     claim: str = ""  # what the paper says, in a line
     use_when: str = ""  # who should use it, by what the study found
     model: Part
+    models: dict[str, ModelSpec] = {}  # lent to objectives, by name
     streams: dict[str, StreamSpec]
     stages: list[StageSpec] = Field(min_length=1)
+    branches: dict[Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")], BranchSpec] = {}
     evaluate: EvaluateSpec = EvaluateSpec()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpoint_every: Steps = 1000
@@ -228,6 +251,23 @@ class Recipe(_Strict):
     study: StudySpec | None = None
     tune: TuneSpec | None = None
     map: MapSpec | None = None
+
+    def _check_branch(self, name: str, branch: BranchSpec, stages: list[str]) -> None:
+        path = f"branches.{name}"
+        if isinstance(branch.at, str) and branch.at not in stages:
+            raise ValueError(f"{path}.at: no stage {branch.at!r}; {nearest(branch.at, stages)} (or give a step of the run)")
+        inside = [TRUNK]
+        for stage in branch.stages:
+            if stage.name in inside:
+                raise ValueError(f"{path}.stages: names must differ, and none is {TRUNK}; got {stage.name} twice")
+            for stream in (stage.stream, *stage.further):
+                if stream not in self.streams:
+                    raise ValueError(
+                        f"{path}.stages.{stage.name}.stream: no stream {stream!r}; {nearest(stream, self.streams)}"
+                    )
+            if len(inside) > 1 or stage.weights:
+                self._check_border(stage, inside[-1:] if len(inside) == 1 else inside[1:])
+            inside.append(stage.name)
 
     @staticmethod
     def _check_border(stage: "StageSpec", earlier: list[str]) -> None:
@@ -260,16 +300,19 @@ class Recipe(_Strict):
         if len(set(names)) != len(names):
             raise ValueError(f"stage names must differ, got {names}")
         for i, stage in enumerate(self.stages):
-            if stage.stream not in self.streams:
-                raise ValueError(
-                    f"stages.{stage.name}.stream: no stream {stage.stream!r}; {nearest(stage.stream, self.streams)}"
-                )
+            for name in (stage.stream, *stage.further):
+                if name not in self.streams:
+                    raise ValueError(f"stages.{stage.name}.stream: no stream {name!r}; {nearest(name, self.streams)}")
+            if len({stage.stream, *stage.further}) <= len(stage.further):
+                raise ValueError(f"stages.{stage.name}.further: names each stream once, and not the stage's own")
             self._check_border(stage, names[:i])
             self._check_stride(stage)
             if stage.embedding_std == "trained" and stage.weights is None:
                 raise ValueError(
                     f"stages.{stage.name}.embedding_std: 'trained' needs weights from an earlier stage; give a number"
                 )
+        for name, branch in self.branches.items():
+            self._check_branch(name, branch, names)
         if self.map and self.map.stage not in names:
             raise ValueError(f"map.stage: no stage {self.map.stage!r}; {nearest(self.map.stage, names)}")
         if self.study:
@@ -291,8 +334,11 @@ class RunPlan(_Strict):
     arm: str
     seed: Seed
     model: Part
+    models: dict[str, ModelSpec] = {}
     streams: dict[str, StreamSpec]
     stages: list[StageSpec]
+    branches: dict[str, BranchSpec] = {}
+    positions: dict[str, Annotated[int, Field(ge=0, le=10**18)]] = {}  # rows of each stream that a branch finds read already
     evaluate: EvaluateSpec
     checkpoint_every: Steps
     keep_last: Kept = 2
@@ -314,7 +360,15 @@ class RunPlan(_Strict):
             for spec in facts[where].values() if where == "streams" else facts[where] if where == "stages" else [facts[where]]:
                 if spec[name] == default:
                     del spec[name]
+        for name in ("models", "branches", "positions"):
+            if not facts[name]:
+                del facts[name]
         return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def used_streams(self) -> dict[str, StreamSpec]:
+        """The streams that stages read, by name."""
+        return {name: self.streams[name] for stage in self.stages for name in (stage.stream, *stage.further)}
 
     def tokens(self) -> int:
         """Return the tokens that all stages show, as far as their budgets say it without a model (0 for FLOPs)."""
@@ -456,7 +510,7 @@ class Loaded:
 
 def _with_whole_places(tree: dict[str, Any]) -> dict[str, Any]:
     """Return a plan's settings with every place from the root on, so that a run folder can be used from any other."""
-    tree = copy.deepcopy(tree)
+    tree = _with_whole_code(tree)
     for stream in tree.get("streams", {}).values():
         for name in ("source", "tokenizer"):
             if name in stream:
@@ -468,20 +522,29 @@ def _with_whole_places(tree: dict[str, Any]) -> dict[str, Any]:
     for stage in tree.get("stages", []):
         if stage.get("weights"):
             stage["weights"]["from"] = _whole_giver(stage["weights"]["from"])
+    for lent in (tree.get("models") or {}).values():
+        if isinstance(lent, dict) and isinstance(lent.get("from"), str):
+            lent["from"] = _whole_giver(lent["from"])
     model = tree.get("model")
     if isinstance(model, dict) and isinstance(model.get("size"), str):
         model["size"] = _whole_giver(model["size"])
     return tree
 
 
+def _with_whole_code(value: Any) -> Any:
+    """Return a copy in which every part from a file, FILE.py:CLASS, names its file from the root on."""
+    if isinstance(value, dict):
+        return {k: _with_whole_code(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_with_whole_code(v) for v in value]
+    file, colon, name = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    return f"{whole(file)}:{name}" if colon and file.endswith(".py") and name.isidentifier() else value
+
+
 def _whole_part(spec: Any, registry: Registry) -> Any:
     kind = spec if isinstance(spec, str) else spec.get("kind") if isinstance(spec, dict) else None
     if not isinstance(kind, str):
         return spec
-    if ".py:" in kind:
-        file, _, name = kind.rpartition(":")
-        kind = f"{whole(file)}:{name}"
-        spec = kind if isinstance(spec, str) else {**spec, "kind": kind}
     if isinstance(spec, str) or ".py:" in kind or kind not in registry:
         return spec
     named = [name for name in places_of(registry.resolve(kind)) if isinstance(spec.get(name), str)]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from seedbed import mixture, packing, sources, tokenizers, views
 from seedbed.core.errors import ConfigError, nearest
 from seedbed.core.protocols import Corpus, Prepared, Source, Tokenizer, TokenStore
+from seedbed.core.registry import missing
 from seedbed.core.stream import Stream
 from seedbed.experiments.recipe import RunPlan, StreamSpec
 from seedbed.packing.store import CorpusTokens, Ordered
@@ -66,32 +67,42 @@ def build_stream(name: str, spec: StreamSpec, *, device: "torch.device | None" =
             source = packing.parts.build(spec.packing, path=f"{path}.packing", shared={"seq_len": spec.seq_len}).pack(store)
         elif given is not None:
             raise ConfigError(f"{path}.tokenizer: the source {source_name!r} gives tokens already; leave the tokenizer out")
-        elif device is not None and device.type == "cuda" and hasattr(source, "rolled_by"):
-            from seedbed.nca.rollout_torch import TorchRoller
-
-            source = source.rolled_by(TorchRoller(device))
+        else:
+            source = _rows(source, path=at) if device is None else _rows(source, path=at).on(device)
         made[source_name] = source
     vocabularies = {source_name: source.vocab_size for source_name, source in made.items()}
     if len(set(vocabularies.values())) > 1 or (corpora and len(corpora) < len(made)):
         raise ConfigError(f"{path}.sources: rows of one stream share one vocabulary; got {vocabularies} tokens")
     mixed = mixture.parts.build(spec.mixture, path=f"{path}.mixture", shared={"seq_len": spec.seq_len})
-    if hasattr(mixed, "resolved"):
-        try:
-            mixed = mixed.resolved({n: _amounts(s, corpora.get(n)) for n, s in made.items()})
-        except ConfigError as e:
-            raise ConfigError(f"{path}.mixture: {e}") from None
-    elif len(made) > 1:
-        raise ConfigError(f"{path}.mixture: {len(made)} sources need a mixture that weighs them, such as weighted")
+    try:
+        mixed = mixed.resolved({n: _amounts(s, corpora.get(n)) for n, s in made.items()})
+    except ConfigError as e:
+        raise ConfigError(f"{path}.mixture: {e}") from None
+    seen = [views.parts.build(v, path=f"{path}.views.{i}") for i, v in enumerate(spec.views)]
     stream = Stream(
         name=name,
         sources=made,
         mixture=mixed,
-        views=[views.parts.build(v, path=f"{path}.views.{i}") for i, v in enumerate(spec.views)],
+        views=seen,
         seq_len=spec.seq_len,
         batch_size=spec.batch_size,
-        vocab_size=next(iter(vocabularies.values())),
+        vocab_size=next(iter(vocabularies.values())) + sum(view.spare for view in seen),
+        boundary_id=None if tokenizer is None else tokenizer.boundary_id,
+        tokenizer=tokenizer,
     )
     return BuiltStream(stream=stream, corpora=corpora, tokenizer=tokenizer, tokenizer_part=part_given)
+
+
+def _rows(source: Any, *, path: str) -> Source:
+    """Return a source of rows. Raises ConfigError for a part that gives neither rows nor documents."""
+    lacking = missing(type(source), Source)
+    if lacking:
+        raise ConfigError(
+            f"{path}: {type(source).__name__} lacks {', '.join(lacking)}; a source of rows derives from seedbed.core.protocols."
+            "Source, which brings what is usual, one of documents from Corpus (see CONTRIBUTING.md)"
+        )
+    found: Source = source
+    return found
 
 
 def _fitting(given: Tokenizer | None, source: Any, *, before: Tokenizer | None, path: str) -> Tokenizer:
@@ -122,7 +133,7 @@ def _amounts(source: Source, corpus: Corpus | None) -> dict[str, float]:
     rows = source.size("train")
     if rows is None:
         return {}
-    store: Any = getattr(source, "store", None)
+    store = source.packed_from()
     known = {"rows": float(rows)}
     if store is not None:
         known["bytes"] = float(store.size_bytes("train"))

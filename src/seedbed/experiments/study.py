@@ -21,14 +21,15 @@ from seedbed.core.errors import ConfigError, DataError, InterruptedRunError, Ref
 from seedbed.core.json_files import read_json
 from seedbed.engine.precision import available_threads, settled_device
 from seedbed.engine.ranks import Ranks
-from seedbed.experiments.assemble import check_parts
+from seedbed.experiments.assemble import check_parts, reads_text
 from seedbed.experiments.borders import check_givers
 from seedbed.experiments.comparison import Comparison, Design, compared, read_design, refuse_late_seeds
 from seedbed.experiments.environment import commit
 from seedbed.experiments.memory import check_fits
 from seedbed.experiments.readings import check_held_out, text_lost
 from seedbed.experiments.recipe import Loaded, RunPlan, StudySpec, load, parse_seeds, read_plan, recipe_text_of
-from seedbed.experiments.run import PARENT, STOPPING, create, finished, refuse_packed
+from seedbed.experiments.run import create, finished, refuse_packed
+from seedbed.experiments.signals import PARENT, STOPPING
 from seedbed.experiments.streams import BuiltStream, build_stream, gives_text
 from seedbed.experiments.tracking import checked_kinds
 
@@ -162,7 +163,12 @@ def check_data(plans: Sequence[RunPlan]) -> dict[str, BuiltStream]:
     readers: dict[str, BuiltStream] = {}
     for plan in plans:
         built: dict[str, BuiltStream] = {}
-        for name in dict.fromkeys(stage.stream for stage in plan.stages):
+        if not reads_text(plan, plan.stages[-1]):
+            raise ConfigError(
+                f"arm {plan.arm}: its last model sees later positions, so no text can be asked of it and the study's metric "
+                "has no value; end with a causal model"
+            )
+        for name in plan.used_streams:
             key = f"{name} {plan.streams[name].model_dump_json()} {plan.evaluate.model_dump_json()} {plan.stages[-1].stream}"
             if key not in found:
                 found[key] = build_stream(name, plan.streams[name])

@@ -8,7 +8,8 @@ from seedbed.core.errors import SeedbedError
 
 
 def main() -> int:
-    from seedbed.experiments.run import Sitting, execute  # here, as this run's data workers import this file and need no torch
+    from seedbed.experiments.layout import Sitting  # here, as this run's data workers import this file and need no torch
+    from seedbed.experiments.run import execute
 
     try:
         execute(Path(sys.argv[1]), say=lambda line: None, sitting=Sitting(track=tuple(sys.argv[2:])))

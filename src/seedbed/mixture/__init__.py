@@ -9,4 +9,5 @@ parts = Registry(
         "weighted": "seedbed.mixture.weighted:Weighted",
         "by_loss": "seedbed.mixture.by_loss:ByLoss",
     },
+    promises="seedbed.core.protocols:Mixture",
 )

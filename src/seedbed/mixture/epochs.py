@@ -13,20 +13,26 @@ from typing import ClassVar
 
 from seedbed.core.draws import key
 from seedbed.core.errors import ConfigError, DataError
-from seedbed.core.protocols import Neutral
+from seedbed.core.protocols import Mixture, Neutral
 from seedbed.core.records import Draw, Measurement
 
 _ROUNDS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Epochs:
+class Epochs(Mixture):
     """Settings: `shuffle: false` reads every epoch in the order of the source."""
 
     neutral: ClassVar[Neutral] = "the plain way through one source: it is the control"
     shuffle: bool = True
 
     wants: ClassVar[tuple[str, int] | None] = None
+
+    def resolved(self, amounts: Mapping[str, Mapping[str, float]]) -> "Epochs":
+        """Return the mixture itself. Raises ConfigError for several sources."""
+        if len(amounts) > 1:
+            raise ConfigError(f"{len(amounts)} sources need a mixture that weighs them, such as weighted")
+        return self
 
     def draws(
         self, start: int, *, count: int, sizes: Mapping[str, int | None], seed: int, history: Sequence[Measurement] = ()

@@ -20,7 +20,7 @@ from seedbed.core.bounds import LONGEST_ROW, MOST_ROWS, Range, check_ranges, wit
 from seedbed.core.config import parse_count
 from seedbed.core.draws import key
 from seedbed.core.errors import ConfigError, DataError, nearest
-from seedbed.core.protocols import Neutral
+from seedbed.core.protocols import Mixture, Neutral
 from seedbed.core.records import Draw, Measurement
 from seedbed.mixture.epochs import permuted
 
@@ -29,10 +29,11 @@ CHANGED = "weights"  # the name of a Measurement that sets weights from its posi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighted:
+class Weighted(Mixture):
     """Settings of the mixture. Weights need not sum to one."""
 
     neutral: ClassVar[Neutral] = "it draws windows, so even one source has another order than in epochs"
+    weighted: ClassVar[bool] = True
     weights: dict[str, float] | Literal["proportional", "equal"] = "proportional"
     temperature: float = within(0, 1000, default=1.0, above=True)  # of "proportional"
     of: Literal["rows", "bytes", "seconds"] = "bytes"  # the size that "proportional" means

@@ -2,4 +2,4 @@
 
 from seedbed.core.registry import Registry
 
-parts = Registry("models", {"decoder": "seedbed.models.transformer:Decoder"})
+parts = Registry("models", {"decoder": "seedbed.models.decoder:Decoder"}, promises="seedbed.core.protocols:ModelKind")

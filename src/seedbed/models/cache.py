@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from seedbed.core.errors import ConfigError
 from seedbed.core.records import Batch
 from seedbed.models.products import Linear
-from seedbed.models.transformer import Attention, Block, Decoder, GatedMLP, Transformer, attention_mask, rotated
+from seedbed.models.rotary import rotated
+from seedbed.models.shape import Shape
+from seedbed.models.transformer import Attention, Block, GatedMLP, Transformer, attention_mask
 
 READ_AT_ONCE = 2**14  # positions that go through the model together while prompts are read
 POSITION_WISE = (Linear, nn.Linear, nn.RMSNorm, nn.LayerNorm, nn.Embedding, nn.Identity, GatedMLP)
@@ -67,7 +69,7 @@ def stepper(model: Transformer) -> Stepper:
 def _can_keep(model: Transformer) -> bool:
     apart: list[nn.Module] = [model.embedding]
     for block in model.blocks:
-        if type(block) is not Block or type(block.attention) is not Attention:
+        if type(block) is not Block or block.hands_on or type(block.attention) is not Attention:
             return False
         apart += [block.attention_norm, block.mlp_norm, block.mlp, *block.attention.children()]
         apart += block.mlp.children() if type(block.mlp) is GatedMLP else []
@@ -172,7 +174,7 @@ class _CachedGrid:
         padded_PT = nn.utils.rnn.pad_sequence(self.prompts, batch_first=True)
         last_P = torch.tensor(self.prompt_lengths, device=padded_PT.device) - 1
         config, weight = stepper.model.config, stepper.model.head.weight
-        heads, width = config.num_kv_heads or 1, config.head_width
+        heads, width = config.num_kv_heads or 1, config.head_dim
         self.memory = [
             _Memory(
                 prompt_keys_PGTK=weight.new_empty(len(prompts), heads, padded_PT.shape[1], width),
@@ -293,10 +295,10 @@ class _Memory:
 class _Layer:
     """A block, made ready for steps: what it reads from its modules, it reads once."""
 
-    def __init__(self, block: Any, config: Decoder) -> None:
+    def __init__(self, block: Any, config: Shape) -> None:
         attention, mlp = block.attention, block.mlp
         self.block: Any = block
-        self.head_width = config.head_width
+        self.head_width = config.head_dim
         self.heads, self.kv_heads = config.num_heads or 1, config.num_kv_heads or 1
         self.attention_norm, self.mlp_norm = _quick_norm(block.attention_norm), _quick_norm(block.mlp_norm)
         self.head_norms = attention.query_norm, attention.key_norm

@@ -4,6 +4,7 @@ Read are config.json and safetensors, from a folder or the hub. Nothing is unpic
 config.json asks for and our decoder does not do is refused by name, so that a folder that opens has its own logits here too.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ from torch import Tensor
 from seedbed.core.errors import ConfigError, DataError, RefusedError, nearest
 from seedbed.core.json_files import read_object
 from seedbed.core.records import Role
-from seedbed.models.transformer import Decoder, Transformer
+from seedbed.models.shape import Shape
+from seedbed.models.transformer import Transformer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _READ = (CONFIG, WEIGHTS, INDEX, "model-*.safetensors")  # of a model on the hub
@@ -135,7 +137,7 @@ def llama_weights(model: Transformer) -> Mapping[str, Tensor]:
     return {llama_name(model.roles[name]): p.detach() for name, p in model.named_parameters()}
 
 
-def llama_config(config: Decoder, *, vocab_size: int) -> dict[str, object]:
+def llama_config(config: Shape, *, vocab_size: int) -> dict[str, object]:
     """Return the fields of a config.json that describe this decoder, for the first class of the family that has them all.
 
     Llama is plain, Mistral has a window, Qwen2 biases of queries, keys and values, Qwen3 norms of queries and keys. Both
@@ -157,7 +159,7 @@ def llama_config(config: Decoder, *, vocab_size: int) -> dict[str, object]:
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_width,
+        "head_dim": config.head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_base,
@@ -243,7 +245,7 @@ def folder_weights(folder: str) -> dict[Role, Tensor]:
     place = _place(folder)
     settings = folder_settings(folder)
     with torch.device("meta"):
-        model = Decoder(**settings).build(vocab_size=settings["vocab_size"])
+        model = Transformer(_shape(settings), vocab_size=settings["vocab_size"])
     wanted = {llama_name(model.roles[name]): (model.roles[name], tuple(p.shape)) for name, p in model.named_parameters()}
     tied = {"lm_head.weight"} if settings["tied_embeddings"] else set()
     files = _weight_files(place)
@@ -273,6 +275,13 @@ def folder_weights(folder: str) -> dict[Role, Tensor]:
     return {role: found[name] for name, (role, _) in wanted.items()}
 
 
+def _shape(settings: Mapping[str, Any]) -> Shape:
+    """Return the shape that a folder's settings say."""
+    known = {f.name for f in dataclasses.fields(Shape)}
+    said = {name: value for name, value in settings.items() if name in known}
+    return Shape(**{**said, "head_dim": said["head_dim"] or said["d_model"] // said["num_heads"]})
+
+
 def folder_fingerprint(folder: str) -> str:
     """Return a hash of config.json and of the weight files, all of their bytes."""
     place = _place(folder)
@@ -293,7 +302,7 @@ def _digest(file: Path, size: int, changed_ns: int) -> str:
         return file_digest(opened, "sha256").hexdigest()
 
 
-def _family(config: Decoder) -> str:
+def _family(config: Shape) -> str:
     if config.qk_norm:
         return "qwen3"
     if config.attention_bias == "qkv":
@@ -302,7 +311,7 @@ def _family(config: Decoder) -> str:
     return "mistral" if config.window is not None or odd_width else "llama"
 
 
-def _lacking(config: Decoder, family: str) -> str:
+def _lacking(config: Shape, family: str) -> str:
     """What the decoder has and the family's class does not, in words; empty if it has all."""
     beside = {
         "llama": "a plain decoder",

@@ -5,7 +5,8 @@ alone, chunk by chunk (see head_loss.py).
 Letters: B rows, T positions, D width, V vocabulary, N counted positions, K candidates, C positions of a chunk.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,10 +32,14 @@ from seedbed.models.head_loss import (
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """Hidden states after the final norm, and the head that reads them (a linear module, whose weight is read when asked)."""
+    """Hidden states after the final norm, and the head that reads them (a linear module, whose weight is read when asked).
+
+    `taps` are the inner states that were asked for, by name.
+    """
 
     hidden_BTD: Float[Tensor, "B T D"]
     head: Any
+    taps: Mapping[str, Float[Tensor, "B T D"]] = field(default_factory=dict)
 
     def token_loss(self, targets: TokenTargets, *, plain: bool = False) -> TokenLoss:
         """Return the loss of what is asked, in fp32 (in fp64 if the weights are).

@@ -2,4 +2,4 @@
 
 from seedbed.core.registry import Registry
 
-parts = Registry("objectives", {"tokens": "seedbed.objectives.tokens:Tokens"})
+parts = Registry("objectives", {"tokens": "seedbed.objectives.tokens:Tokens"}, promises="seedbed.core.protocols:Objective")

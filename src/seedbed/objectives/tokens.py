@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from seedbed.core.bounds import check_ranges, within
-from seedbed.core.protocols import Neutral, Outputs
-from seedbed.core.records import Batch, Loss, TokenTargets
+from seedbed.core.protocols import Neutral, Objective, Outputs
+from seedbed.core.records import Batch, Context, Loss, TokenTargets
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens:
+class Tokens(Objective):
     """Settings."""
 
     neutral: ClassVar[Neutral] = {"z_weight": 0.0, "smoothing": 0.0}
@@ -29,9 +29,10 @@ class Tokens:
     def count(self, batch: Batch) -> float:
         return float(batch.weights_BT.sum())
 
-    def __call__(self, outputs: Outputs, *, batch: Batch) -> Loss:
+    def __call__(self, outputs: Outputs, *, batch: Batch, context: Context) -> Loss:
         targets = TokenTargets(
             ids_BT=batch.targets_BT, weights_BT=batch.weights_BT, smoothing=self.smoothing, z_weight=self.z_weight
         )
         loss = outputs.token_loss(targets)
-        return Loss(sum_nats=loss.sum_nats, parts={"nll": (loss.nll_BT * batch.weights_BT).sum()})
+        whole = self.z_weight == 0 and self.smoothing == 0  # then the loss is the nll
+        return Loss(sum_nats=loss.sum_nats, parts={} if whole else {"nll": (loss.nll_BT * batch.weights_BT).sum()})

@@ -8,4 +8,5 @@ parts = Registry(
         "adamw": "seedbed.optimizers.adamw:AdamW",
         "muon": "seedbed.optimizers.muon:Muon",
     },
+    promises="seedbed.core.protocols:OptimizerKind",
 )

@@ -10,12 +10,12 @@ from typing import ClassVar
 import torch
 
 from seedbed.core.bounds import check_ranges, within
-from seedbed.core.protocols import Neutral
+from seedbed.core.protocols import Neutral, OptimizerKind
 from seedbed.core.records import Role
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW:
+class AdamW(OptimizerKind):
     """Settings; decay 0 is plain Adam."""
 
     neutral: ClassVar[Neutral] = {"weight_decay": 0.0}

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from seedbed.core.bounds import check_ranges, within
-from seedbed.core.protocols import Neutral
+from seedbed.core.protocols import Neutral, OptimizerKind
 from seedbed.core.records import Cost, Role
 from seedbed.optimizers.adamw import AdamW
 
@@ -34,7 +34,7 @@ MATRICES = ("attention", "mlp")  # the parts whose two-dimensional tensors are M
 
 
 @dataclass(frozen=True, kw_only=True)
-class Muon:
+class Muon(OptimizerKind):
     """Settings; `betas` and `eps` are AdamW's, `momentum`, `nesterov` and `ns_steps` Muon's."""
 
     neutral: ClassVar[Neutral] = "every step is orthogonal, whatever the settings"

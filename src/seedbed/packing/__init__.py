@@ -9,4 +9,5 @@ parts = Registry(
         "concatenate": "seedbed.packing.concatenate:Concatenate",
         "one_per_row": "seedbed.packing.one_per_row:OnePerRow",
     },
+    promises="seedbed.core.protocols:Packer",
 )

@@ -13,7 +13,7 @@ import numpy as np
 
 from seedbed.core.bounds import LONGEST_ROW, check_ranges, within
 from seedbed.core.errors import DataError
-from seedbed.core.protocols import Neutral, TokenStore
+from seedbed.core.protocols import Neutral, Source, TokenStore
 from seedbed.core.records import Row
 from seedbed.packing.rows import restarted_positions, usage
 
@@ -41,7 +41,7 @@ class Concatenate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConcatenatedRows:
+class ConcatenatedRows(Source):
     """A source of rows over the tokens of a store; only what a row shows is read."""
 
     store: TokenStore
@@ -51,6 +51,9 @@ class ConcatenatedRows:
     @property
     def vocab_size(self) -> int:
         return self.store.vocab_size
+
+    def packed_from(self) -> TokenStore:
+        return self.store
 
     def size(self, split: str) -> int:
         return max(0, (int(self.store.offsets(split)[-1]) - 1) // self.seq_len)

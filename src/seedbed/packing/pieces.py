@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
 from seedbed.core.errors import DataError
-from seedbed.core.protocols import TokenStore
+from seedbed.core.protocols import Source, TokenStore
 from seedbed.core.records import Row
 from seedbed.packing.rows import PADDING, restarted_positions, usage
 
@@ -28,7 +28,7 @@ class Layout:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PieceRows:
+class PieceRows(Source):
     """A source of rows over the pieces of a store's documents. A layout is made when its split is first asked for."""
 
     store: TokenStore
@@ -41,6 +41,9 @@ class PieceRows:
     @property
     def vocab_size(self) -> int:
         return self.store.vocab_size
+
+    def packed_from(self) -> TokenStore:
+        return self.store
 
     def size(self, split: str) -> int:
         return len(self.layout(split).rows_R1) - 1

@@ -6,7 +6,9 @@ parts = Registry(
     "schedules",
     {
         "cosine": "seedbed.schedules.cosine:Cosine",
+        "piecewise": "seedbed.schedules.piecewise:Piecewise",
         "warmup": "seedbed.schedules.warmup:Warmup",
         "wsd": "seedbed.schedules.wsd:WarmupStableDecay",
     },
+    promises="seedbed.core.protocols:Schedule",
 )

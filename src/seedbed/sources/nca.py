@@ -8,14 +8,14 @@ Letters: R rows, T tokens.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int32
 
 from seedbed.core.bounds import LONGEST_ROW, within
 from seedbed.core.errors import ConfigError
-from seedbed.core.protocols import Neutral
+from seedbed.core.protocols import Neutral, Source
 from seedbed.core.records import Cost, Exhibit, Row
 from seedbed.nca import Automaton
 from seedbed.nca.automaton import Rollout
@@ -26,7 +26,7 @@ Roller = Callable[..., tuple[list[Rollout], Int32[np.ndarray, "R T"]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class NcaRows(Automaton):
+class NcaRows(Automaton, Source):
     """Settings of the automaton and the length of a row; `rule_pool` given, rules repeat as in the published code."""
 
     neutral: ClassVar[Neutral] = "random worlds have no setting without worlds; the control of a stage is to leave it out"
@@ -83,6 +83,14 @@ class NcaRows(Automaton):
         other = replace(self)
         object.__setattr__(other, "_roller", roller)
         return other
+
+    def on(self, device: Any) -> "NcaRows":
+        """Return this source with its roll-outs made on a GPU, where the device is one: the same bytes."""
+        if device.type != "cuda":
+            return self
+        from seedbed.nca.rollout_torch import TorchRoller  # which brings torch
+
+        return self.rolled_by(TorchRoller(device))
 
     def exhibit(self, *, seed: int, rules: int = 400) -> Exhibit:
         """Return what a reader should see of this source: accepted roll-outs as a picture, and the ratios it chose from."""

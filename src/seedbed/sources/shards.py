@@ -29,7 +29,7 @@ from jaxtyping import Int32, Int64
 from seedbed.core.errors import ConfigError, DataError, nearest
 from seedbed.core.json_files import read_object
 from seedbed.core.places import place
-from seedbed.core.protocols import Neutral, Tokenizer
+from seedbed.core.protocols import Corpus, Neutral, Tokenizer
 from seedbed.core.records import Document, Turn
 from seedbed.sources.columns import read_column, read_order
 
@@ -191,7 +191,7 @@ class Shards:
         return ShardStore(folder, self.manifest, tokenizer=tokenizer, order=self.order, columns=self.columns)
 
 
-class ShardStore:
+class ShardStore(Corpus):
     """Opened shards: a TokenStore, and a Corpus whose documents are decoded when they are looked at."""
 
     def __init__(
@@ -280,6 +280,9 @@ class ShardStore:
         for shard in self._of(split):
             lines = shard.lines(0, len(shard.records)).split(b"\n")[:-1]
             yield shard.records, [json.loads(line)["id"] for line in lines]
+
+    def noted(self) -> Mapping[str, Any]:
+        return self.manifest
 
     def size_bytes(self, split: str) -> int:
         return int(self.manifest["splits"][split]["bytes"])

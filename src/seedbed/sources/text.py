@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 from seedbed.core.bounds import MOST_BYTES, check_ranges, within
 from seedbed.core.errors import ConfigError, DataError
 from seedbed.core.places import from_here, place
-from seedbed.core.protocols import Neutral
+from seedbed.core.protocols import Corpus, Neutral
 from seedbed.core.records import Document
 from seedbed.sources.files import BadInput, Bounds, find_files
 from seedbed.sources.formats import read_documents
@@ -25,7 +25,7 @@ BOUNDS = Bounds(document_bytes=2**32)  # a whole book, or all of Wikipedia, may 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
+class Text(Corpus):
     """Settings of a text corpus."""
 
     neutral: ClassVar[Neutral] = "documents are what they are"

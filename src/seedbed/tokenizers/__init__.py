@@ -9,4 +9,5 @@ parts = Registry(
         "file": "seedbed.tokenizers.file:TokenizerFile",
         "integers": "seedbed.tokenizers.integers:Integers",
     },
+    promises="seedbed.core.protocols:Tokenizer",
 )

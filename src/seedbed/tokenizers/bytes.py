@@ -7,11 +7,11 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int32
 
-from seedbed.core.protocols import Neutral
+from seedbed.core.protocols import Neutral, Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bytes:
+class Bytes(Tokenizer):
     """Ids 0 to 255 are bytes; 256 is the document boundary."""
 
     neutral: ClassVar[Neutral] = "another tokenizer is another vocabulary"

@@ -15,7 +15,7 @@ from jaxtyping import Int32
 from seedbed.core.errors import ConfigError, DataError, nearest
 from seedbed.core.json_files import parse_json
 from seedbed.core.places import place
-from seedbed.core.protocols import Neutral
+from seedbed.core.protocols import Neutral, Tokenizer
 from seedbed.tokenizers.remembered import Remembered, falls_at_spaces
 
 CONFIG, MAP, TEMPLATE = "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"
@@ -24,7 +24,7 @@ BOUNDARY_NAMES = ("<|endoftext|>", "<s>", "<|begin_of_text|>", "</s>", "[CLS]", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerFile:
+class TokenizerFile(Tokenizer):
     """A tokenizer as it was made, but for this: nothing is cut, padded or drawn, and special tokens in a text are text."""
 
     neutral: ClassVar[Neutral] = "another tokenizer is another vocabulary"

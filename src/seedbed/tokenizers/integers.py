@@ -9,11 +9,11 @@ from jaxtyping import Int32
 
 from seedbed.core.bounds import check_ranges, within
 from seedbed.core.errors import DataError
-from seedbed.core.protocols import Neutral
+from seedbed.core.protocols import Neutral, Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Integers:
+class Integers(Tokenizer):
     """Ids 0 to vocab - 1 are the numbers themselves; the id `vocab` is the document boundary."""
 
     neutral: ClassVar[Neutral] = "another tokenizer is another vocabulary"

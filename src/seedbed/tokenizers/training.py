@@ -279,6 +279,5 @@ def _difference(document: Document, returned: str) -> FirstLoss:
 
 def _unused(tokenizer: Tokenizer, used_V: np.ndarray) -> list[str]:
     """The names of the pieces that no document used, in the order of their ids; empty names if the tokenizer has none."""
-    name = getattr(tokenizer, "piece", lambda id: "")
     ids = [int(i) for i in np.flatnonzero(~used_V) if i != tokenizer.boundary_id]
-    return [piece for i in ids if (piece := name(i)) is not None]
+    return [piece for i in ids if (piece := tokenizer.piece(i)) is not None]

@@ -8,4 +8,5 @@ parts = Registry(
         "next_token": "seedbed.views.next_token:NextToken",
         "shuffled": "seedbed.views.shuffled:Shuffled",
     },
+    promises="seedbed.core.protocols:View",
 )

@@ -6,18 +6,19 @@ Letters: T tokens of the row before; one fewer after.
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from seedbed.core.protocols import Neutral
-from seedbed.core.records import Key, Progress, Row
+from seedbed.core.protocols import Neutral, View
+from seedbed.core.records import Key, Progress, Row, Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
-class NextToken:
+class NextToken(View):
     """A target counts as much as its own token did in the row."""
 
     neutral: ClassVar[Neutral] = "without it nothing is asked"
     keeps_order: ClassVar[bool] = True
+    asks_next: ClassVar[bool] = True
 
-    def __call__(self, row: Row, *, key: Key, progress: Progress | None = None) -> Row:
+    def __call__(self, row: Row, *, key: Key, vocabulary: Vocabulary, progress: Progress) -> Row:
         return replace(
             row,
             tokens_T=row.tokens_T[:-1],

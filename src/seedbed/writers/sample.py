@@ -36,6 +36,7 @@ class Sample:
 
     neutral: ClassVar[Neutral] = "it reads a model and changes nothing"
     model: Any
+    stepper: Any  # of the model's kind: a function of the model (`ModelKind.stepper`)
     tokenizer: Tokenizer
     seq_len: int = within(1, LONGEST_ROW)
     temperature: float = within(0, 1000, default=0.8)  # 0 takes the likeliest token
@@ -62,7 +63,7 @@ class Sample:
             return [""] * (len(prompts) * samples)
         self.model.eval()
         with torch.inference_mode():
-            stepper = self.model.stepper()
+            stepper = self.stepper(self.model)
         texts: dict[str, list[str]] = {prompt: [] for prompt in prompts}
         waves = list(self._waves({prompt: times * samples for prompt, times in Counter(prompts).items()}))
 

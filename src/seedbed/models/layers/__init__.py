@@ -2,4 +2,4 @@
 
 from seedbed.core.registry import Registry
 
-parts = Registry("layers", {"default": "seedbed.models.layers.default:Default"})
+parts = Registry("layers", {"default": "seedbed.models.layers.default:Default"}, promises="seedbed.models.layers.site:Layer")

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import nn
 
 from seedbed.core.protocols import Neutral
-from seedbed.models.layers.site import Site
+from seedbed.models.layers.site import SITES, Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +14,8 @@ class Default:
     """No settings: the transformer's own embedding, norms, attention, MLP and linear."""
 
     neutral: ClassVar[Neutral] = {}
+    sites: ClassVar[tuple[str, ...]] = SITES
+    layout_free: ClassVar[bool] = True
 
     def build(self, site: Site) -> nn.Module:
         return site.default()

@@ -1,0 +1,99 @@
+"""A schedule without an end, and annealed branches from it (infinite rate): the trunk is not moved, branches are read."""
+
+import itertools
+import json
+
+import pytest
+
+from seedbed.core.errors import ConfigError, InterruptedRunError
+from seedbed.experiments import run as module
+from seedbed.experiments.recipe import load
+from seedbed.experiments.signals import Signals
+from tests.rehearsal.inputs import final, numbers
+
+CODE = """
+from dataclasses import dataclass
+
+from seedbed.core.protocols import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Infinite(Schedule):
+    neutral = {"warmup": 0, "anneal_from": None}
+    warmup: int = 2
+    anneal_from: int | None = None
+
+    def __call__(self, progress):
+        rate = min(1.0, (progress.step + 1) / self.warmup) if self.warmup else 1.0
+        if self.anneal_from is None or progress.step < self.anneal_from:
+            return rate
+        return rate * (progress.steps - progress.step) / (progress.steps - self.anneal_from + 1)
+"""
+
+
+def _branched(rehearse):
+    method = rehearse(CODE)
+    text = method.recipe.read_text().replace(
+        "evaluations: 1}", f"schedule: {{kind: {method.part('Infinite')}}}, evaluations: 1}}"
+    )
+    method.recipe.write_text(text)
+    anneal = {"name": "anneal", "stream": "text", "budget": {"steps": 2}, "evaluations": 1}
+    kinds = {at: {"kind": method.part("Infinite"), "anneal_from": at} for at in (2, 4)}
+    branches = {
+        "early": {"at": 2, "stages": [{**anneal, "schedule": kinds[2]}]},
+        "late": {"at": "text", "stages": [{**anneal, "schedule": kinds[4]}]},
+    }
+    return method.sets(branches=branches)
+
+
+def test_branches_leave_the_trunk_as_it_is_and_are_evaluated(rehearse, monkeypatch):
+    method = _branched(rehearse)
+    whole = method.is_exact(monkeypatch, judged=False)
+    plain = method.run("plain", arm="plain")
+    assert numbers(whole) == numbers(plain), "the trunk is the run without branches, bit for bit"
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        one, other = (run / "checkpoints/final" / name for run in (whole, plain))
+        assert one.read_bytes() == other.read_bytes()
+    states = [json.loads((run / "checkpoints/final/state.json").read_text())["counters"] for run in (whole, plain)]
+    assert states[0] == states[1], "cursor included"
+
+    said = final(whole)["branches"]
+    assert [said[n]["at"] for n in ("early", "late")] == [2, 4]
+    assert said["early"]["test"]["bits_per_byte"] != final(whole)["test"]["bits_per_byte"]
+    early = numbers(whole / "branches/early")
+    assert [line["step"] for line in early] == [1, 2] and early[-1]["learning_rate"] < early[0]["learning_rate"]
+    trunk = numbers(whole)
+    assert early[0]["loss_nats"] == trunk[2]["loss_nats"], "it shows the rows that the trunk shows there, with its weights"
+    assert early[0]["learning_rate"] == pytest.approx(1e-3 * 2 / 3), "and its clock goes on"
+    ledger = final(whole)["ledger"]["text"]
+    assert ledger["branches"]["positions"] >= 2 * 2 * 4 * 16 and ledger["train"]["positions"] == 4 * 4 * 16
+
+
+def test_arms_with_branches_are_judged(rehearse):
+    assert (_branched(rehearse).judged() / "branches/late/final.json").is_file()
+
+
+def test_a_run_stopped_inside_a_branch_goes_on_there(rehearse, monkeypatch):
+    method = _branched(rehearse)
+    whole = method.run("whole")
+    folder = method.folder / "stopped"
+    module.create(method.plan(), folder, recipe_text="x")
+    calls = itertools.count(1)
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+        patch.setattr(Signals, "stopped", lambda self: next(calls) == 5)
+        module.execute(folder, say=lambda line: None)
+    assert (folder / "branches/early/checkpoints").is_dir() and not (folder / "final.json").exists()
+    module.execute(folder, say=lambda line: None)
+    assert numbers(folder / "branches/early") == numbers(whole / "branches/early")
+    one, other = (final(run)["branches"]["late"]["test"] for run in (folder, whole))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("at", "said"), [("txt", r"branches.early.at: no stage 'txt'; did you mean"), (0, "greater than or equal to 1")]
+)
+def test_a_branch_from_nowhere_is_refused(rehearse, at, said):
+    method = _branched(rehearse)
+    method.recipe.write_text(method.recipe.read_text().replace('"at": 2', f'"at": {json.dumps(at)}'))
+    with pytest.raises(ConfigError, match=said):
+        load(method.recipe)
