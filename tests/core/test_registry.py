@@ -1,3 +1,4 @@
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -48,6 +49,17 @@ def test_local_code_runs_only_when_allowed(tmp_path, monkeypatch):
         ROOM.resolve(f"{file}:Mine")
     monkeypatch.setenv(ALLOW_LOCAL_CODE, "1")
     assert ROOM.build({"kind": f"{file}:Mine", "size": 5}).size == 5
+
+
+def test_local_code_is_read_as_it_stands_even_when_it_changed_within_a_second(tmp_path, monkeypatch):
+    monkeypatch.setenv(ALLOW_LOCAL_CODE, "1")
+    file = tmp_path / "mine.py"
+    text = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass(frozen=True)\nclass Mine:\n    size: int = 2\n"
+    for size in ("2", "3"):
+        file.write_text(text.replace("2", size))
+        os.utime(file, (10**9, 10**9))
+        assert ROOM.build(f"{file}:Mine").size == int(size)
+    assert list(tmp_path.iterdir()) == [file], "no bytecode beside a user's file"
 
 
 def test_parts_of_other_packages_are_found_and_looked_for_once(monkeypatch):

@@ -6,14 +6,15 @@ A user's own part needs no fork: an entry point in the group `seedbed.<room>`, o
 
 import dataclasses
 import importlib
-import importlib.util
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pydantic
@@ -36,6 +37,16 @@ def _others_code(what: str) -> Iterator[None]:
         yield
     except Exception as e:
         raise ConfigError(f"{what} cannot be loaded ({type(e).__name__}: {e}); mend it, or take it away") from e
+
+
+def _module_of(file: Path) -> ModuleType:
+    """Return the module of a file as it stands now. Not through an import: that would believe the bytecode of an earlier text
+    which has the same length and the same second, and would write bytecode beside a user's file."""
+    module = ModuleType(f"local code {file.resolve()}")
+    module.__file__ = str(file)
+    sys.modules[module.__name__] = module  # where dataclasses look up annotations that are text
+    exec(compile(file.read_bytes(), file, "exec", dont_inherit=True), vars(module))  # noqa: S102  # allowed by the user
+    return module
 
 
 def _a_part(found: Any) -> type:
@@ -102,12 +113,10 @@ class Registry:
         if os.environ.get(ALLOW_LOCAL_CODE) != "1":
             raise ConfigError(f"{kind!r} would run code from a file; pass --allow-local-code if you trust that file")
         file, _, name = kind.rpartition(":")
-        spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-        if not Path(file).is_file() or spec is None or spec.loader is None:
+        if not Path(file).is_file():
             raise DataError(f"the part {kind!r} names the file {file!r}, which is not there; give its path")
-        module = importlib.util.module_from_spec(spec)
         with _others_code(file):
-            spec.loader.exec_module(module)
+            module = _module_of(Path(file))
         if not hasattr(module, name):
             raise ConfigError(f"{file} defines no {name!r}; {nearest(name, [n for n in vars(module) if n[0] != '_'])}")
         with _others_code(f"{name} in {file}"):
