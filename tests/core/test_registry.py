@@ -54,7 +54,8 @@ def test_local_code_runs_only_when_allowed(tmp_path, monkeypatch):
 def test_local_code_is_read_as_it_stands_even_when_it_changed_within_a_second(tmp_path, monkeypatch):
     monkeypatch.setenv(ALLOW_LOCAL_CODE, "1")
     file = tmp_path / "mine.py"
-    text = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass(frozen=True)\nclass Mine:\n    size: int = 2\n"
+    text = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+    text += "@dataclass(frozen=True)\nclass Mine:\n    size: int = 2\n"
     for size in ("2", "3"):
         file.write_text(text.replace("2", size))
         os.utime(file, (10**9, 10**9))
