@@ -22,8 +22,8 @@ model: {{kind: decoder, size: "{size}"}}
 streams:
   rows: {{{source}, seq_len: {seq_len}, batch_size: {rows}}}
 stages:
-  - {{name: only, stream: rows, budget: {{steps: {steps}}}, micro_batch_size: {micro}, evaluations: 1, floor_rows: 2}}
-evaluate: {{valid_bytes: 1k, test_bytes: 1k}}
+  - {{name: only, stream: rows, budget: {{steps: {steps}}}, micro_batch_size: {micro}, evaluations: 1}}
+evaluate: {{{evaluation}}}
 """
 TEXT = 'source: {kind: text, path: "builtin:prose"}, tokenizer: bytes'
 SOIL = "source: {kind: nca, states: 10, grid: 12, patch: 2}"
@@ -73,7 +73,12 @@ def named(point: dict) -> str:
 def once(point: dict, folder: Path, asked: argparse.Namespace) -> tuple[dict, float, float]:
     """Return the estimate, the seconds of a step and the MiB of one short run."""
     recipe = folder / "point.yaml"
-    recipe.write_text(RECIPE.format(**point, steps=asked.steps))
+    evaluation = (
+        "rules: {kind: rule_inference, rows: 2}"
+        if point["source"] == SOIL
+        else "text: {kind: bits_per_byte, valid_bytes: 1k, test_bytes: 1k}"
+    )
+    recipe.write_text(RECIPE.format(**point, steps=asked.steps, evaluation=evaluation))
     command = [sys.executable, "-m", "seedbed", "run", str(recipe), "--device", "cpu", "--threads", str(asked.threads)]
     command += ["--recompute"] if point.get("recompute") else []
     said = subprocess.run([*command, "--dry-run", "--json"], capture_output=True, text=True, check=True).stdout

@@ -40,7 +40,7 @@ def write_corpus(folder: Path, *, megabytes: float, files: int) -> int:
 
 
 def ours(corpus: Path, tokenizer: Path, out: Path, *, workers: int) -> int:
-    from seedbed.experiments.prepare import prepare
+    from seedbed.experiments.prepare.prepare import prepare
 
     found = prepare(
         [corpus], out / "shards", workers=workers, tokenizer=str(tokenizer), duplicates="keep", say=lambda line: None
@@ -101,7 +101,7 @@ def main() -> None:
         corpus, tokenizer = Path(place) / "corpus", Path(place) / "tokenizer.json"
         corpus.mkdir()
         size = write_corpus(corpus, megabytes=asked.megabytes, files=8)
-        from seedbed.experiments.tokenizing import train
+        from seedbed.experiments.prepare.tokenizing import train
 
         train(
             ["builtin:prose", "builtin:code"],

@@ -40,7 +40,7 @@ import sys, time
 from functools import partial
 from pathlib import Path
 from seedbed.engine.feed import Feed
-from seedbed.experiments.recipe import load
+from seedbed.experiments.plan.load import load
 from seedbed.experiments.streams import build_stream, open_stream
 recipe, arm = sys.argv[1:]
 plan = load(recipe).plan(arm=arm, seed=0)

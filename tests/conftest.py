@@ -35,7 +35,7 @@ streams:
     seq_len: 32
     batch_size: 4
 stages:
-  - {name: soil, stream: soil, budget: {steps: 6}, schedule: {kind: warmup, share: 1.0}, floor_rows: 4}
+  - {name: soil, stream: soil, budget: {steps: 6}, schedule: {kind: warmup, share: 1.0}}
   - name: text
     stream: text
     budget: {steps: 8}
@@ -44,7 +44,10 @@ stages:
     weights: {from: soil}
     embedding_std: 0.02
     evaluations: 2
-evaluate: {valid_bytes: 1k, samples: ["a"], sample_tokens: 4}
+evaluate:
+  text: {kind: bits_per_byte, valid_bytes: 1k}
+  rules: {kind: rule_inference, stage: soil, rows: 4}
+samples: {prompts: ["a"], tokens: 4}
 checkpoint_every: 5
 study:
   control: {name: scratch, change: {without: soil}}
@@ -114,7 +117,7 @@ def once(tmp_path_factory):
 def pages_are_plain(request, monkeypatch):
     """A run's and a study's page are drawn only in tests with the mark `pages`: that takes as long as a tiny run."""
     if request.node.get_closest_marker("pages") is None:
-        from seedbed.experiments import run
+        from seedbed.experiments.run import run
         from seedbed.report import page
 
         monkeypatch.setattr(run, "_write_page", plain_page)
@@ -131,9 +134,9 @@ def runs_here(monkeypatch):
 
 def run_here(patch):
     """As the fixture runs_here, for a scope of one's own."""
-    from seedbed.experiments import study
-    from seedbed.experiments.layout import Sitting
-    from seedbed.experiments.run import execute
+    from seedbed.experiments.run.layout import Sitting
+    from seedbed.experiments.run.run import execute
+    from seedbed.experiments.study import side_by_side
 
     class Ended:
         returncode = 0
@@ -146,8 +149,8 @@ def run_here(patch):
         execute(run, say=lambda line: None, sitting=Sitting(track=tuple(track)))
         return Ended()
 
-    patch.setattr(study, "_start", start)
-    patch.setattr(study, "time", SimpleNamespace(sleep=lambda seconds: None))
+    patch.setattr(side_by_side, "_start", start)
+    patch.setattr(side_by_side, "time", SimpleNamespace(sleep=lambda seconds: None))
 
 
 @pytest.fixture(scope="session")
@@ -155,7 +158,7 @@ def a_study(once):
     """A finished study of the tiny recipe, with its pages: recipe (tiny.yaml) and study folder (out). For reading only."""
 
     def build(folder):
-        from seedbed.experiments.study import compare
+        from seedbed.experiments.study.study import compare
 
         recipe = write_recipe(folder, write_corpus(folder))
         with pytest.MonkeyPatch.context() as patch:

@@ -118,14 +118,14 @@ MUTANTS = [
     ),
     Mutant(
         "Holm in the wrong order",
-        "experiments/statistics.py",
+        "experiments/study/statistics.py",
         "(len(p_values) - rank) *",
         "(1 + rank) *",
         "experiments/test_statistics.py::test_holm_by_hand",
     ),
     Mutant(
         "intervals from the normal distribution",
-        "experiments/statistics.py",
+        "experiments/study/statistics.py",
         "stats.t.ppf(0.5 + level / 2, n - 1)",
         "stats.norm.ppf(0.5 + level / 2)",
         "experiments/test_statistics.py::test_interval_and_p_are_the_paired_t_test_s",
@@ -174,14 +174,14 @@ MUTANTS = [
     ),
     Mutant(
         "sections of a document choose their own side",
-        "experiments/prepare.py",
+        "experiments/prepare/prepare.py",
         "yield document, rank",
         "yield document, content_key(document.text)[0]",
         "experiments/test_prepare.py::test_all_sections_of_a_book_stand_on_one_side",
     ),
     Mutant(
         "feedback from behind the checkpoint is kept",
-        "experiments/feedback.py",
+        "experiments/run/feedback.py",
         "if m.step < until or m.name == CHANGED",
         "if True or m.name == CHANGED",
         "experiments/test_mixture_runs.py::test_what_was_measured_behind_the_last_checkpoint_is_measured_and_charged_again",
@@ -209,14 +209,14 @@ MUTANTS = [
     ),
     Mutant(
         "moments cross for what is drawn anew",
-        "experiments/borders.py",
+        "experiments/run/borders.py",
         'if actions[name] != "keep" or id(parameter) not in trained or values is None or',
         "if id(parameter) not in trained or values is None or",
         "experiments/test_borders.py::test_moments_cross_for_what_is_kept_and_trained_only",
     ),
     Mutant(
         "every layout is let through",
-        "experiments/layout.py",
+        "experiments/run/layout.py",
         "        if layout_free(plan):",
         "        if True:",
         "experiments/test_layout.py::test_where_draws_hang_on_the_layout_another_one_needs_a_word[micro-batch]",
@@ -237,24 +237,24 @@ MUTANTS = [
     ),
     Mutant(
         "an exported tokenizer leaves the boundary out",
-        "experiments/exported_tokenizer.py",
+        "experiments/export/tokenizer.py",
         '"post_processor": _boundary_in_front(boundary, tokenizer.boundary_id)}',
         '"post_processor": spec["post_processor"]}',
         "experiments/test_export.py::test_an_export_opens_without_arguments_with_the_run_s_logits_and_ids",
     ),
     Mutant(
         "a stride may leave tokens out",
-        "experiments/recipe.py",
-        "if stride is not None and stride > seq_len:",
+        "evaluate/bits_per_byte.py",
+        "if self.stride is not None and self.stride > material.seq_len:",
         "if False:",
-        "faults/test_bounds.py::test_a_size_that_cannot_be_is_refused_before_there_is_a_folder[evaluate.stride=33]",
+        "faults/test_bounds.py::test_a_size_that_cannot_be_is_refused_before_there_is_a_folder[evaluate.text.stride=33]",
     ),
     Mutant(
         "looked at, then written, outside the lock",
-        "experiments/run.py",
+        "experiments/run/run.py",
         "and its plan alone stands there\n        refuse_taken(folder)",
         "and its plan alone stands there",
-        "faults/test_places.py::test_of_two_that_begin_at_once_the_second_sees_the_first[words0-run-resolved.yaml]",
+        "faults/test_places.py::test_of_two_that_begin_at_once_the_second_sees_the_first[words0-run.run-resolved.yaml]",
     ),
     Mutant(
         "a line that Windows ended is never empty",
@@ -265,7 +265,7 @@ MUTANTS = [
     ),
     Mutant(
         "the tokenizer's place is looked at after training",
-        "experiments/tokenizing.py",
+        "experiments/prepare/tokenizing.py",
         "    check_tokenizer_place(Path(out))\n",
         "",
         "faults/test_places.py::test_a_place_that_is_taken_is_refused_before_the_work[tokenizer-full]",
@@ -279,7 +279,7 @@ MUTANTS = [
     ),
     Mutant(
         "of an id that comes twice the last value wins",
-        "experiments/columns.py",
+        "experiments/prepare/columns.py",
         "if of in values:",
         "if False:",
         "faults/test_texts.py::test_the_values_of_a_column_are_looked_at",
@@ -301,8 +301,8 @@ MUTANTS = [
     Mutant(
         "documents that come back changed are not counted",
         "evaluate/bits_per_byte.py",
-        '"changed": float(changed(scorer.tokenizer, d)),',
-        '"changed": 0.0,',
+        '{"changed": float(changed(tokenizer, d))}',
+        '{"changed": 0.0}',
         "faults/test_readme.py::test_a_lossy_tokenizer_is_told_with_the_number",
     ),
     Mutant(
@@ -321,7 +321,7 @@ MUTANTS = [
     ),
     Mutant(
         "a branch begins with the first row again",
-        "experiments/branches.py",
+        "experiments/run/branches.py",
         '"positions": read_state(checkpoint)["counters"]["positions"],',
         '"positions": {},',
         "rehearsal/test_branches.py::test_branches_leave_the_trunk_as_it_is_and_are_evaluated",
@@ -335,7 +335,7 @@ MUTANTS = [
     ),
     Mutant(
         "what a masked linear stands for is passed over at a border",
-        "experiments/borders.py",
+        "experiments/run/borders.py",
         "old |= {role: giver.dense[role] for role in others if role in giver.dense}",
         "old |= {}",
         "rehearsal/test_masked_to_dense.py::test_a_masked_stage_and_a_dense_one",
@@ -346,6 +346,27 @@ MUTANTS = [
         "else self.weight(progress)",
         "else self.weight(replace(progress, step=progress.step - 1))",
         "rehearsal/test_early_layers.py::test_late_states_teach_early_ones",
+    ),
+    Mutant(
+        "of a metric of which more is better, less is",
+        "experiments/study/statistics.py",
+        '(c.mean < 0) == (better == "less")',
+        "c.mean < 0",
+        "experiments/test_statistics.py::test_where_more_is_better_the_same_difference_is_worse",
+    ),
+    Mutant(
+        "a plan's hash sees no settings of parts",
+        "experiments/plan/run_plan.py",
+        'return {"kind": kind, **own} if own else kind',
+        "return kind",
+        "experiments/test_recipe.py::test_any_other_setting_has_a_hash_of_its_own[streams.soil.source.burn_in]",
+    ),
+    Mutant(
+        "a search reads the test part",
+        "experiments/run/stages.py",
+        "if self.plan.test or not one.part.reads_test]",
+        "if one]",
+        "experiments/test_study.py::test_a_search_gives_every_arm_as_many_trials_and_never_reads_the_test_part",
     ),
 ]
 

@@ -153,7 +153,7 @@ def _serve():
     for name in IMPORTED:
         __import__(name)
     _compile()
-    from seedbed.experiments import run
+    from seedbed.experiments.run import run
     from seedbed.report import page
 
     run._write_page = page.write_study_page = plain_page

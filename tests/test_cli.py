@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from seedbed.core.errors import SeedbedError
-from seedbed.experiments import console, cut_model, estimate
+from seedbed.experiments import console
+from seedbed.experiments.estimate import cut_model, estimate
 from tests.command_line import fails, process, seedbed
 from tests.conftest import DATA
 from tests.processes import ended, forked
@@ -232,7 +233,7 @@ def test_a_study_is_begun_checked_listed_and_shown(recipe, tmp_path, monkeypatch
 
 
 def _estimated(plan):
-    """What `seedbed.experiments.estimate` would say after timing a few steps (tests/experiments/test_estimate.py)."""
+    """What `seedbed.experiments.estimate.estimate` would say after timing a few steps (tests/experiments/test_estimate.py)."""
     return [SimpleNamespace(stage="text", seconds=60.0, tokens=1024, parameters=9, steps=8)]
 
 

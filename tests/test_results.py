@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from seedbed.experiments.comparison import check_comparison
+from seedbed.experiments.study.check import check_comparison
 
 ROOT = Path(__file__).parents[1]
 STUDIES = [file.parent for file in sorted((ROOT / "results").glob("*/comparison.json"))]

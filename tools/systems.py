@@ -7,13 +7,13 @@ that recipe's study under results/. A system without a recipe, or without a reco
 """
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from seedbed.core.run_record import RunRecord, runs_of
-from seedbed.experiments.recipe import Recipe, load, shipped
+from seedbed.core.run_record import RunRecord, read_comparison, runs_of
+from seedbed.experiments.plan.load import load, shipped
+from seedbed.experiments.plan.specs import Recipe
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -63,9 +63,9 @@ def _row(system: dict[str, str], recipe: Recipe | None) -> Iterator[str]:
     if not file.is_file():
         yield from ("not run", "", "", "", recipe.use_when)
         return
-    data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    data: dict[str, Any] = read_comparison(file.parent)
     contrast = data["contrasts"][0]
-    unit = {"test_bits_per_byte": "bits per byte", "test_loss_nats": "nats per token"}[data["metric"]]
+    unit = data["unit"]
     low, high = contrast["interval"]
     yield verdict(contrast, published=data["published_nats"])
     yield (

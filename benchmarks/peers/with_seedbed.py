@@ -21,7 +21,7 @@ from seedbed.engine.precision import prepare_machine
 from seedbed.engine.step import Term
 from seedbed.engine.system import System
 from seedbed.engine.train import Counters, Hooks, Stage, train
-from seedbed.experiments.journal import Metrics
+from seedbed.experiments.run.journal import Metrics
 from seedbed.mixture.epochs import Epochs
 from seedbed.models.decoder import Decoder
 from seedbed.models.hugging_face import llama_name
@@ -95,7 +95,6 @@ def main() -> None:
         steps=job.steps,
         micro_batch_size=job.batch_size,
         clip_norm=job.clip_norm,
-        evaluate_every=job.steps + 1,
         checkpoint_every=job.steps + 1,
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,8 @@
 """seedbed pre-trains language models on less data and less compute, and says honestly whether it worked.
 
 Every command is one function: `seedbed.prepare`, `seedbed.run`, `seedbed.compare`, `seedbed.evaluate_text`, `seedbed.sample`,
-`seedbed.tune`, `seedbed.learnability_map`, `seedbed.inspect`, `seedbed.diff`, `seedbed.export`, `seedbed.pack` and
-`seedbed.track`.
+`seedbed.tune`, `seedbed.learnability_map`, `seedbed.inspect`, `seedbed.diff`, `seedbed.export`, `seedbed.open_export`,
+`seedbed.pack` and `seedbed.track`.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -16,18 +16,19 @@ except PackageNotFoundError:  # a source tree on the path, not installed
 _COMMANDS = {
     "run": "seedbed.experiments.commands",
     "resume": "seedbed.experiments.commands",
-    "compare": "seedbed.experiments.study",
-    "check_comparison": "seedbed.experiments.comparison",
-    "tune": "seedbed.experiments.tune",
-    "learnability_map": "seedbed.experiments.learnability",
+    "compare": "seedbed.experiments.study.study",
+    "check_comparison": "seedbed.experiments.study.check",
+    "tune": "seedbed.experiments.study.tune",
+    "learnability_map": "seedbed.experiments.study.learnability",
     "evaluate_text": "seedbed.experiments.commands",
     "sample": "seedbed.experiments.commands",
-    "prepare": "seedbed.experiments.prepare",
+    "prepare": "seedbed.experiments.prepare.prepare",
     "inspect": "seedbed.experiments.inspection",
     "diff": "seedbed.experiments.difference",
-    "export": "seedbed.experiments.export",
-    "pack": "seedbed.experiments.pack",
-    "track": "seedbed.experiments.tracking",
+    "export": "seedbed.experiments.export.export",
+    "open_export": "seedbed.experiments.export.export",
+    "pack": "seedbed.experiments.study.pack",
+    "track": "seedbed.experiments.run.tracking",
 }
 __all__ = ["__version__", *_COMMANDS]
 

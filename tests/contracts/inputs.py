@@ -15,10 +15,10 @@ from seedbed.engine.placement import place
 from seedbed.engine.precision import PRECISIONS
 from seedbed.engine.train import Counters, Hooks, train
 from seedbed.experiments.assemble import build_model, build_stage, build_system, initialize, machine_for, rooms
-from seedbed.experiments.prepare import prepare
-from seedbed.experiments.recipe import load
+from seedbed.experiments.plan.load import load
+from seedbed.experiments.prepare.prepare import prepare
+from seedbed.experiments.prepare.tokenizing import train as train_tokenizer
 from seedbed.experiments.streams import build_stream, open_stream
-from seedbed.experiments.tokenizing import train as train_tokenizer
 from tests.conftest import write_corpus, write_recipe
 
 PARTS = [(room, name) for room, registry in rooms().items() for name in registry]
@@ -88,7 +88,7 @@ def plan_with(room, name, inputs, **more):
     if room == "models":
         sets = {"model.kind": name}
     if name == "integers":
-        sets |= {"streams.text.source.path": str(inputs / "numbers.jsonl"), "evaluate.samples": ["1 2"]}
+        sets |= {"streams.text.source.path": str(inputs / "numbers.jsonl"), "samples.prompts": ["1 2"]}
     precision = name if room == "precision" else None
     loaded = load(inputs / "tiny.yaml", sets={**sets, **more})
     plan = loaded.plan(arm="nca" if stage == "soil" else "scratch", seed=0, threads=1, precision=precision)

@@ -1,4 +1,4 @@
-"""A plan's hash does not see the defaults of its parts, so a default that moves changes old recipes under their old hash.
+"""A plan's hash covers what differs from defaults, so a default that moves changes old recipes under their old hash.
 
 tests/data/defaults.json holds them all, presets included. A default that has to move is a change that users read about: write
 the file anew (`python tests/contracts/test_defaults.py`) and say in CHANGELOG.md which results change by it.
@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from seedbed.experiments.assemble import rooms
-from seedbed.experiments.recipe import EvaluateSpec, MapSpec, StageSpec, StreamSpec, StudySpec, WeightsSpec
+from seedbed.experiments.plan.specs import EvaluationSpec, MapSpec, SamplesSpec, StageSpec, StreamSpec, StudySpec, WeightsSpec
 from seedbed.models.sizes import SIZES
 
 FILE = Path(__file__).parents[1] / "data/defaults.json"
@@ -22,7 +22,7 @@ def defaults():
         for room, registry in rooms().items()
         for name in registry
     }
-    for spec in (StreamSpec, StageSpec, WeightsSpec, EvaluateSpec, StudySpec, MapSpec):
+    for spec in (StreamSpec, StageSpec, WeightsSpec, EvaluationSpec, SamplesSpec, StudySpec, MapSpec):
         found[f"recipe.{spec.__name__}"] = {n: f.get_default(call_default_factory=True) for n, f in spec.model_fields.items()}
     return json.loads(json.dumps({**found, "sizes": SIZES}, default=repr, sort_keys=True))
 

@@ -64,7 +64,7 @@ def built(*, ranks=None, shard="none", micro=8, recompute=False, frozen=False, p
         steps=STEPS,
         micro_batch_size=micro,
         clip_norm=0.5,
-        evaluate_every=SAVED_AT,
+        evaluates_after=lambda step: step % SAVED_AT == 0 or step == STEPS,
         checkpoint_every=SAVED_AT,
     )
     return stage, machine

@@ -43,7 +43,6 @@ def _stage(steps=6, micro=4, rate=1e-2, clip=1.0, seed=0, **model):
         steps=steps,
         micro_batch_size=micro,
         clip_norm=clip,
-        evaluate_every=10**9,
         checkpoint_every=10**9,
     )
 

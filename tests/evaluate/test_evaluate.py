@@ -1,14 +1,14 @@
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
-from seedbed.core.records import Document
-from seedbed.evaluate.bits_per_byte import BitsPerByte, summary
+from seedbed.core.records import Document, Row
+from seedbed.evaluate.bits_per_byte import BitsPerByte, items_of, summary
 from seedbed.evaluate.frame_completion import frame_completion
-from seedbed.evaluate.rule_inference import floors, floors_by_frame, rule_inference
+from seedbed.evaluate.rule_floors import floors, floors_by_frame
+from seedbed.evaluate.rule_inference import RuleInference
 from seedbed.models.decoder import Decoder
 from seedbed.scorers.own_run import OwnRun, _spans
 from seedbed.tokenizers.bytes import Bytes
@@ -24,7 +24,8 @@ class Uniform:
 
 
 def test_a_uniform_model_over_bytes_has_eight_bits_per_byte():
-    items = BitsPerByte()(Uniform(), [Document(id="a", text="héllo"), Document(id="b", text="x" * 50)])
+    documents = [Document(id="a", text="héllo"), Document(id="b", text="x" * 50)]
+    items = items_of(documents, Uniform().score([d.text for d in documents]))
     found = summary(items)
     assert found["bits_per_byte"] == pytest.approx(8, abs=1e-12)
     assert found["tokens"] == found["bytes"] == 56
@@ -32,14 +33,8 @@ def test_a_uniform_model_over_bytes_has_eight_bits_per_byte():
 
 
 def test_documents_weigh_by_their_bytes_not_alike():
-    @dataclass
-    class Two:
-        tokenizer = Bytes()
-
-        def score(self, texts):
-            return [np.zeros(10), np.full(30, math.log(2))]
-
-    found = summary(BitsPerByte()(Two(), [Document(id="a", text="a" * 10), Document(id="b", text="b" * 30)]))
+    documents = [Document(id="a", text="a" * 10), Document(id="b", text="b" * 30)]
+    found = summary(items_of(documents, [np.zeros(10), np.full(30, math.log(2))]))
     assert found["bits_per_byte"] == pytest.approx(0.75)
 
 
@@ -156,22 +151,69 @@ def test_frames_are_completed_from_the_true_frames_before():
     assert (found.greedy.frame, found.greedy.cell, found.greedy_frame) == (0, 0.75, 3)
 
 
-def test_delimiters_and_the_first_frame_are_not_scored():
-    rows = np.tile([16, 1, 2, 17], (3, 3))
-    nll = np.zeros((3, 11))
+class Asked:
+    """Rows of frames of four tokens, on 1x2 cells read one by one, and a model whose losses are given."""
+
+    seed, seq_len, tokenizer, causal, own = 0, 11, None, True, {}
+    frame_tokens, patch_ids, cells = 4, 16, (16, 1)
+
+    def __init__(self, nll_RT):
+        self.tokens_RT, self.nll_RT = np.tile([16, 1, 2, 17], (3, 3)), nll_RT
+
+    @property
+    def source(self):
+        return self
+
+    def decode(self, patches_RP):
+        return patches_RP.astype(np.uint8).reshape(-1, 1, 2)
+
+    def rows(self, split, *, count):
+        return [Row(tokens_T=x[:-1], targets_T=x[1:]) for x in self.tokens_RT]
+
+    def nats(self, rows):
+        return self.nll_RT
+
+    def likeliest(self, tokens_RT, last, *, below):
+        return np.ones((len(tokens_RT), last), dtype=np.int64)
+
+    def corpus(self, over):
+        raise AssertionError
+
+    documents = score = outputs = corpus
+
+
+def _losses(loss):
+    nll = np.full((3, 11), loss)
     nll[:, :3] = 99.0  # rest of frame 0
     nll[:, [3, 6, 7, 10]] = 99.0  # delimiters
-    nll[:, [4, 5]] = 1.0
+    return nll
+
+
+def test_delimiters_and_the_first_frame_are_not_scored():
+    nll = _losses(1.0)
     nll[:, [8, 9]] = 0.5
-    found = rule_inference(nll, rows, training_SU=rows, frame_tokens=4)
-    assert found.loss_nats == 0.75 and found.by_frame_nats == [1.0, 0.5] and found.tokens == 12
+    found = RuleInference().read(Asked(nll))
+    numbers = RuleInference().summary(found.items)
+    assert numbers == {"loss_nats": 0.75, "rows": 3, "tokens": 12} and found.facts["by_frame_nats"] == [1.0, 0.5]
+    assert RuleInference().watched(Asked(nll)) == numbers, "on the way it is the same question"
 
 
 def test_learned_means_a_tenth_of_a_nat_below_the_best_floor():
-    from seedbed.evaluate.rule_inference import RuleInference
+    best = min(RuleInference().read(Asked(_losses(1.0))).bar.levels.values())
+    for below, met in ((0.1001, True), (0.0999, False), (-1.0, False)):
+        bar = RuleInference().read(Asked(_losses(best - below))).bar
+        assert bar.met is met and bar.level == pytest.approx(best - 0.1) and "did not learn" in bar.unmet
+    assert RuleInference(margin=0.05).read(Asked(_losses(best - 0.0999))).bar.met
 
-    floors_nats = {"a": 2.0, "b": 1.0}
-    made = {
-        x: RuleInference(loss_nats=x, floors_nats=floors_nats, by_frame_nats=[], rows=1, tokens=1) for x in (0.9, 0.91, 2.0)
-    }
-    assert [made[x].learned for x in (0.9, 0.91, 2.0)] == [True, False, False]
+
+@pytest.mark.parametrize("rows", [0, 2**24 + 1])
+def test_an_absurd_number_of_rows_is_refused(rows):
+    from seedbed.core.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="rows"):
+        RuleInference(rows=rows)
+
+
+def test_what_is_read_of_a_text_is_what_the_recipe_says():
+    part = BitsPerByte(valid_bytes=5)
+    assert part.reads_test and next(iter(part.measures)) == "bits_per_byte" and part.measures["loss_nats"].per_token

@@ -4,7 +4,7 @@ import sys
 from multiprocessing import get_context
 
 from seedbed.core import workers
-from seedbed.experiments import prepare as module
+from seedbed.experiments.prepare import prepare as module
 
 if __name__ == "__main__":
     workers.get_context = lambda method: get_context("fork")

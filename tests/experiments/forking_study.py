@@ -8,7 +8,10 @@ import signal
 import sys
 
 from seedbed import cli
-from seedbed.experiments import console, study, worker
+from seedbed.experiments import console
+from seedbed.experiments.run import worker
+from seedbed.experiments.run.signals import PARENT
+from seedbed.experiments.study import side_by_side
 
 
 class _Run:
@@ -44,7 +47,7 @@ def _start(run, threads, track):
         os.setsid()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
-        os.environ[study.PARENT] = str(parent)
+        os.environ[PARENT] = str(parent)
         errors = os.open(run / "worker.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(errors, 2)
@@ -56,6 +59,6 @@ def _start(run, threads, track):
 
 
 if __name__ == "__main__":
-    study._start = _start
+    side_by_side._start = _start
     console.Console.announce = lambda self: None  # which times some steps
     cli.entry()

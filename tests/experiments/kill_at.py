@@ -1,4 +1,4 @@
-"""Run `seedbed.experiments.worker` or the command line, and die by SIGKILL in the n-th call that writes: KILL_AT=n.
+"""Run `seedbed.experiments.run.worker` or the command line, and die by SIGKILL in the n-th call that writes: KILL_AT=n.
 
 The calls are those by which files become durable: fsync, replace, rename, rmtree, write and unlink, each before or after it was
 made, so that a kill falls into the moment of writing.
@@ -38,6 +38,6 @@ for _module, _name in (
 ):
     setattr(_module, _name, _counted(getattr(_module, _name)))
 
-from seedbed.experiments.worker import main  # noqa: E402
+from seedbed.experiments.run.worker import main  # noqa: E402
 
 sys.exit(main())

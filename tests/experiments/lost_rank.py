@@ -7,7 +7,7 @@ import os
 import signal
 
 from seedbed import cli
-from seedbed.experiments.signals import Signals
+from seedbed.experiments.run.signals import Signals
 
 
 def main() -> None:

@@ -7,9 +7,9 @@ import pytest
 pytest.importorskip("datatrove")
 
 from seedbed.core.errors import DataError
-from seedbed.experiments import prepare as module
-from seedbed.experiments.at_scale import describe, run_local
-from seedbed.experiments.prepare import prepare
+from seedbed.experiments.prepare import prepare as module
+from seedbed.experiments.prepare.at_scale import describe, run_local
+from seedbed.experiments.prepare.prepare import prepare
 from tests.experiments.test_prepare import _hashes, _text
 
 

@@ -8,7 +8,7 @@ import torch
 from seedbed.core.errors import ConfigError, DataError, RefusedError
 from seedbed.engine.checkpoints import load_moments, load_weights, read_state
 from seedbed.experiments import commands
-from seedbed.experiments.recipe import load
+from seedbed.experiments.plan.load import load
 from tests.experiments.test_run import _metrics, _run
 
 CONTINUED = """
@@ -29,7 +29,7 @@ stages:
     evaluations: 1
     weights: {from: first, fresh: []}
     carry: [weights, moments, clock]
-evaluate: {valid_bytes: 1k, samples: []}
+evaluate: {text: {kind: bits_per_byte, valid_bytes: 1k}}
 """
 
 
@@ -194,8 +194,8 @@ def test_a_stage_begins_with_the_weights_of_a_model_folder(continued, tmp_path, 
 @pytest.mark.usefixtures("runs_here")
 @pytest.mark.usefixtures("runs_here")
 def test_a_giver_of_several_runs_is_named_and_must_stay_the_same(recipe, tmp_path):
-    from seedbed.experiments.comparison import compared
-    from seedbed.experiments.study import compare
+    from seedbed.experiments.study.comparison import compared
+    from seedbed.experiments.study.study import compare
 
     _run(recipe, tmp_path / "base", arm="scratch")
     recipe.write_text(

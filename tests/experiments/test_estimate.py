@@ -12,16 +12,16 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 
-from seedbed.cli import _print_estimate
+from seedbed.cli.training import print_estimate
 from seedbed.engine.checkpoints import pack
 from seedbed.engine.placement import place
 from seedbed.engine.precision import prepare_machine
-from seedbed.experiments import cut_model, memory
-from seedbed.experiments import estimate as module
 from seedbed.experiments.assemble import build_model, build_stage, build_system, initialize
-from seedbed.experiments.estimate import MIB, estimate
-from seedbed.experiments.memory import memory_bytes
-from seedbed.experiments.recipe import load
+from seedbed.experiments.estimate import cut_model, memory
+from seedbed.experiments.estimate import estimate as module
+from seedbed.experiments.estimate.estimate import MIB, estimate
+from seedbed.experiments.estimate.memory import memory_bytes
+from seedbed.experiments.plan.load import load
 from seedbed.experiments.streams import build_stream
 from seedbed.models.sizes import SIZES
 from tests.experiments.test_mixture_runs import BY_LOSS, mixed  # noqa: F401  # a fixture
@@ -35,8 +35,8 @@ streams:
     seq_len: 64
     batch_size: 8
 stages:
-  - {name: soil, stream: soil, budget: {steps: 6}, floor_rows: 4, evaluations: 1}
-evaluate: {test: false}
+  - {name: soil, stream: soil, budget: {steps: 6}, evaluations: 1}
+evaluate: {rules: {kind: rule_inference, rows: 4}}
 """
 
 
@@ -182,7 +182,7 @@ def test_every_stage_is_estimated_and_a_mixture_with_feedback_too(recipe, mixed)
     assert [(s.stage, s.steps, s.tokens) for s in estimate(_plan(recipe))] == [("soil", 6, 768), ("text", 8, 1024)]
     found = _one(mixed, BY_LOSS)
     plain = _one(mixed)
-    read = [module._tokens_read(p, p.stages[0], _built(p), steps=16) for p in (_plan(mixed, BY_LOSS), _plan(mixed))]
+    read = [module._tokens_read(p, p.stages[0], {"text": _built(p)}, steps=16) for p in (_plan(mixed, BY_LOSS), _plan(mixed))]
     assert found.steps == plain.steps == 16
     assert read[0] - read[1] == pytest.approx(2 * 4 * 600)  # two sources, at four decisions
 
@@ -196,7 +196,7 @@ def test_what_does_not_fit_is_said_with_what_helps(sized, monkeypatch, capsys):
     for where in (module, memory):
         monkeypatch.setattr(where, "memory_bytes", lambda: 1.0 * MIB)
     plan = _plan(sized)
-    _print_estimate(plan, as_json=True)
+    print_estimate(plan, as_json=True)
     *lines, last = capsys.readouterr().out.splitlines()
     text = "\n".join(lines)
     assert "more than this machine has" in text and "of 1 there are" in text

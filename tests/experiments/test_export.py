@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from seedbed.core.errors import ConfigError, DataError, RefusedError, RunFailedError
 from seedbed.core.records import Batch
 from seedbed.engine.checkpoints import latest
-from seedbed.experiments import commands, exported_tokenizer
-from seedbed.experiments import export as module
-from seedbed.experiments.export import LIMIT, Exported, export, open_export
+from seedbed.experiments import commands
+from seedbed.experiments.export import export as module
+from seedbed.experiments.export import tokenizer as exported_tokenizer
+from seedbed.experiments.export.export import LIMIT, Exported, export, open_export
 from seedbed.models.decoder import Decoder
-from seedbed.models.hugging_face import folder_weights
+from seedbed.models.hugging_face import folder_settings, folder_weights
 from seedbed.scorers.own_run import OwnRun
 from tests.conftest import write_recipe
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
@@ -82,7 +83,7 @@ def test_an_export_opens_without_arguments_with_the_run_s_logits_and_ids(plain):
 def test_an_export_comes_back_as_the_run_bit_for_bit(plain):
     run, exported = plain
     trained = commands.open_run(run, device="cpu")
-    back = Decoder(size=f"hf:{exported.folder}").build(vocab_size=1)
+    back = Decoder(**folder_settings(str(exported.folder))).build(vocab_size=1)
     weights = folder_weights(str(exported.folder))
     with torch.no_grad():
         for name, p in back.named_parameters():
@@ -95,7 +96,8 @@ def test_the_record_says_what_was_written(plain):
     record = json.loads((exported.folder / "export.json").read_text())
     assert record["largest_logit_difference"] == exported.largest_logit_difference and record["positions_compared"] == 128
     final = json.loads((run / "final.json").read_text())
-    assert (record["data"], record["ledger"], record["test"]) == (final["data"], final["ledger"], {"test": final["test"]})
+    assert (record["data"], record["ledger"]) == (final["data"], final["ledger"])
+    assert record["evaluations"]["text"]["numbers"] == final["evaluations"]["text"]["numbers"]
     assert record["run"] == {k: final[k] for k in ("name", "arm", "seed", "plan", "commit")}
     assert record["parameters"] == final["parameters"] and record["run_step"] == 8 and record["ended"]
     for name, digest in record["sha256"].items():
@@ -116,7 +118,7 @@ def test_the_card_tells_costs_numbers_and_that_one_run_proves_nothing(plain):
     assert f"stage text: text (1,024 tokens); stream text, data {final['data']['text']}" in card
     train = final["ledger"]["text"]["train"]
     assert f"| text | train | 1,024 | {train['flops_run']:.3g} | {train['seconds']:,.1f} |" in card
-    assert f"test: {final['test']['bits_per_byte']:.4f} bits per byte" in card
+    assert f"text: {final['evaluations']['text']['numbers']['bits_per_byte']:.4f} bits per byte" in card
     assert "A single run has no control" in card
     assert f"at most {exported.largest_logit_difference:.2g}, over 128 positions" in card
     assert "resolved.yaml names the data by the paths" in card and len(exported.notes) == 1
@@ -268,7 +270,7 @@ def test_a_tokenizer_file_keeps_its_ids_and_puts_the_boundary_in_front(kind, rec
 
 def test_integers_are_words_of_the_exported_tokenizer(recipe, corpus, tmp_path):
     corpus.write_text("".join(f"{n % 110} {n * 7 % 110} 07 {n * 3 % 110}\n\n" for n in range(2000)))
-    run = _run(recipe, tmp_path / "run", streams__text__tokenizer={"kind": "integers", "vocab": 110}, evaluate__samples=["1"])
+    run = _run(recipe, tmp_path / "run", streams__text__tokenizer={"kind": "integers", "vocab": 110}, samples__prompts=["1"])
     exported = export(run, tmp_path / "out")
     _, theirs = _opened(exported.folder)
     assert exported.tokens_equal and json.loads((exported.folder / "export.json").read_text())["texts_compared"] > 5
@@ -281,7 +283,7 @@ def test_integers_are_words_of_the_exported_tokenizer(recipe, corpus, tmp_path):
 def test_a_tokenizer_without_a_form_is_left_out_and_that_is_said(recipe, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(exported_tokenizer, "_MOST_NUMBERS", 49)
     corpus.write_text("".join(f"{n % 50} {n * 7 % 50}\n\n" for n in range(400)))
-    run = _run(recipe, tmp_path / "run", streams__text__tokenizer={"kind": "integers", "vocab": 50}, evaluate__samples=["1"])
+    run = _run(recipe, tmp_path / "run", streams__text__tokenizer={"kind": "integers", "vocab": 50}, samples__prompts=["1"])
     exported = export(run, tmp_path / "out")
     assert exported.tokens_equal is None and not (exported.folder / "tokenizer.json").exists()
     assert "No tokenizer was written: Integers" in exported.notes[0]
@@ -302,7 +304,7 @@ def test_a_tokenizer_that_reads_otherwise_is_said_to(plain, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("settings", [{"head_bias": True}], ids=str)
 def test_what_no_stock_class_is_opens_with_one_line_of_our_own(settings, recipe, tmp_path):
-    run = _run(recipe, tmp_path / "run", **{"evaluate.samples": [], **{f"model.{k}": v for k, v in settings.items()}})
+    run = _run(recipe, tmp_path / "run", **{"samples": {}, **{f"model.{k}": v for k, v in settings.items()}})
     with pytest.raises(ConfigError, match="opens with seedbed only; write it with `--to safetensors`"):
         export(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -311,9 +313,9 @@ def test_what_no_stock_class_is_opens_with_one_line_of_our_own(settings, recipe,
     trained = commands.open_run(run, device="cpu")
     shutil.rmtree(run)
     card = (exported.folder / "README.md").read_text()
-    line = next(x for x in card.splitlines() if "open_export(" in x).replace("FOLDER", str(exported.folder))
-    found = {"open_export": open_export}
-    exec(line, found)
+    lines = [x.replace("FOLDER", str(exported.folder)) for x in card.splitlines() if "open_export" in x]
+    found: dict = {}
+    exec("\n".join(lines), found)
     assert torch.equal(_logits(found["model"], _ids(257)), _logits(trained.model, _ids(257)))
     assert "bit for bit" in card and "library_name: seedbed" in card and "nothing but seedbed opens it" in exported.notes[0]
 
@@ -456,7 +458,7 @@ def test_a_run_that_has_not_ended_says_so(plain, tmp_path):
     (run / "final.json").unlink()
     exported = export(run, tmp_path / "out")
     card = (exported.folder / "README.md").read_text()
-    assert "The run had not ended" in card and "The test part was not read" in card
+    assert "The run had not ended" in card and "Nothing was read at its end" in card
     record = json.loads((exported.folder / "export.json").read_text())
     assert (
         not record["ended"] and record["run"]["commit"] != "unknown" and record["ledger"]["text"]["train"]["positions"] == 1024
@@ -483,15 +485,17 @@ def test_the_card_of_a_study_s_run_carries_what_the_study_says_of_its_arm(plain,
     data = {
         "name": "by hand",
         "control": "scratch",
-        "metric": "test_bits_per_byte",
+        "metric": "text.bits_per_byte",
+        "unit": "bits per byte",
+        "better": "less",
         "margin": 0.01,
-        "stage0": {"nca": {"0": {"learned": False}}},
+        "bars": {"rules": {"nca": {"0": {"met": False}}}},
         "contrasts": [{**c, **numbers, "per_seed": {"0": 0.2, "1": 0.2}} for c in both],
     }
     (tmp_path / "study" / "comparison.json").write_text(json.dumps(data))
     decided = card("decided")
     verdict = "nca is worse than scratch: +0.2000 bits per byte (interval +0.1000 to +0.3000, 2 paired seeds, Holm p 0.020)."
-    assert f"## Verdict\n\n{verdict}\n\nFrom the study by hand (control: scratch, metric: test_bits_per_byte)" in decided
+    assert f"## Verdict\n\n{verdict}\n\nFrom the study by hand (control: scratch, metric: text.bits_per_byte)" in decided
     (tmp_path / "study" / "comparison.json").write_text("{}")
     with pytest.raises(DataError, match="comparison.json is broken"):
         card("broken")
@@ -503,7 +507,7 @@ def test_a_real_study_s_verdict_is_read_as_it_was_written(a_study, tmp_path):
     verdict = json.loads((a_study / "out/comparison.json").read_text())["verdict"]
     card = (export(a_study / "out/nca/seed-1", tmp_path / "nca").folder / "README.md").read_text()
     assert f"{verdict}." in card, "one arm and its control: all that the study says"
-    assert "weights from soil" in card and "## Verdict\n\nstage 0 did not learn" in card
+    assert "weights from soil" in card and "## Verdict\n\nstage soil did not learn" in card
 
 
 def test_the_exported_weights_are_those_of_the_checkpoint(plain):

@@ -14,16 +14,16 @@ from seedbed.core.durable import locked
 from seedbed.core.errors import DataError, InterruptedRunError, RefusedError, RunFailedError, StoppedRunError
 from seedbed.experiments import commands
 from seedbed.experiments.inspection import as_text, inspect
-from seedbed.experiments.layout import Sitting
-from seedbed.experiments.recipe import load
-from seedbed.experiments.run import create, execute, finished
-from seedbed.experiments.signals import Signals
+from seedbed.experiments.plan.load import load
+from seedbed.experiments.run.layout import Sitting
+from seedbed.experiments.run.run import create, execute, finished
+from seedbed.experiments.run.signals import Signals
 from tests.conftest import write_corpus, write_recipe
 from tests.experiments.test_run import _metrics, _run, _same
 from tests.processes import ended, forked
 
 KILLS = int(os.environ.get("SEEDBED_KILLS", "10"))
-WORKER = "seedbed.experiments.worker"
+WORKER = "seedbed.experiments.run.worker"
 
 
 def _quiet(line):
@@ -238,7 +238,7 @@ def test_a_failure_stays_on_record_where_going_on_is_refused(recipe, corpus, tmp
 
 
 def test_a_leaping_loss_is_recorded_said_and_kept_over_a_resume(tmp_path):
-    from seedbed.experiments.journal import Metrics
+    from seedbed.experiments.run.journal import Metrics
 
     def line(step, loss, norm=1.0):
         return {

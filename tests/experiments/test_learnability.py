@@ -3,7 +3,7 @@ import json
 import pytest
 
 from seedbed.core.errors import ConfigError, RefusedError
-from seedbed.experiments.learnability import learnability_map
+from seedbed.experiments.study.learnability import learnability_map
 
 
 @pytest.mark.slow

@@ -9,15 +9,15 @@ import pytest
 from seedbed.core.errors import ConfigError, DataError, InterruptedRunError, RefusedError
 from seedbed.core.run_record import FEEDBACK
 from seedbed.experiments import commands
-from seedbed.experiments import running as module
-from seedbed.experiments.comparison import _paired_things
-from seedbed.experiments.feedback import read_feedback
 from seedbed.experiments.inspection import as_text, inspect
-from seedbed.experiments.prepare import prepare
-from seedbed.experiments.recipe import load
-from seedbed.experiments.run import create, execute, finished
-from seedbed.experiments.signals import Signals
+from seedbed.experiments.plan.load import load
+from seedbed.experiments.prepare.prepare import prepare
+from seedbed.experiments.run import stages as module
+from seedbed.experiments.run.feedback import read_feedback
+from seedbed.experiments.run.run import create, execute, finished
+from seedbed.experiments.run.signals import Signals
 from seedbed.experiments.streams import build_stream
+from seedbed.experiments.study.comparison import _paired_things
 from seedbed.report.page import write_page
 from tests.experiments.test_run import _metrics
 
@@ -33,9 +33,13 @@ streams:
     mixture: {kind: weighted, weights: {apples: 3, numbers: 1}, window: 8}
     seq_len: 32
     batch_size: 4
+    measured_bytes: 600
 stages:
   - {name: text, stream: text, budget: {steps: 16}, evaluations: 2, evaluate_at: [3]}
-evaluate: {main: numbers, valid_bytes: 600, samples: ["a"], sample_tokens: 4}
+evaluate:
+  numbers: {kind: bits_per_byte, over: numbers, valid_bytes: 600}
+  apples: {kind: bits_per_byte, over: apples, valid_bytes: 600}
+samples: {prompts: ["a"], tokens: 4}
 checkpoint_every: 5
 """
 
@@ -77,7 +81,10 @@ def _same(one, other):
     assert _metrics(one) == _metrics(other)
     weights = [(f / "checkpoints/final/model.safetensors").read_bytes() for f in (one, other)]
     assert weights[0] == weights[1]
-    assert finished(one)["test"] == finished(other)["test"] and finished(one)["mixture"] == finished(other)["mixture"]
+    assert (
+        finished(one)["evaluations"] == finished(other)["evaluations"]
+        and finished(one)["mixture"] == finished(other)["mixture"]
+    )
 
 
 def test_the_ledger_tells_tokens_epochs_repeats_and_shares_of_every_source(mixed, tmp_path):
@@ -92,43 +99,51 @@ def test_the_ledger_tells_tokens_epochs_repeats_and_shares_of_every_source(mixed
     assert "share wanted" in write_page(tmp_path / "run").read_text()
 
 
-def test_every_held_out_set_is_read_and_the_main_one_is_the_metric(mixed, tmp_path):
+def test_every_evaluation_is_read_on_the_way_and_at_the_end(mixed, tmp_path):
     folder = _run(mixed, tmp_path / "run")
-    final = finished(folder)
-    assert final["main"] == "numbers" and list(final["held_out"]) == ["numbers", "apples"]
-    assert final["test"] == final["held_out"]["numbers"]
-    items = [json.loads(x) for x in (folder / "items.jsonl").read_text().splitlines()]
-    for name, numbers in final["held_out"].items():
-        assert sum(i["values"]["bytes"] for i in items if i["group"] == name) == numbers["bytes"]
-    evaluated = [x for x in _metrics(folder) if "valid" in x]
-    assert [x["step"] for x in evaluated] == [3, 8, 16], "every eighth step, and the third as asked"
-    assert all(
-        set(x["valid"]) == {"numbers", "apples"} and x["valid_loss_nats"] == x["valid"]["numbers"]["loss_nats"]
-        for x in evaluated
-    )
+    found = finished(folder)["evaluations"]
+    assert list(found) == ["numbers", "apples"] and {one["stage"] for one in found.values()} == {"text"}
+    for name, one in found.items():
+        items = [json.loads(x) for x in (folder / f"items/{name}.jsonl").read_text().splitlines()]
+        assert sum(i["values"]["bytes"] for i in items) == one["numbers"]["bytes"]
+    watched = {x["step"]: x["watched"] for x in _metrics(folder) if "watched" in x}
+    assert list(watched) == [3, 8, 16], "every eighth step, and the third as asked"
+    assert all(set(x) == {"numbers", "apples"} and set(x["apples"]) == {"loss_nats", "bits_per_byte"} for x in watched.values())
+
+
+def test_an_evaluation_may_be_watched_at_steps_of_its_own_or_never(mixed, tmp_path):
+    sets = {"evaluate.numbers.watch": {"every": 5}, "evaluate.apples.watch": False}
+    folder = _run(mixed, tmp_path / "run", sets)
+    watched = {x["step"]: list(x["watched"]) for x in _metrics(folder) if "watched" in x}
+    assert watched == {step: ["numbers"] for step in (5, 10, 15, 16)}
+    assert list(finished(folder)["evaluations"]) == ["numbers", "apples"], "at the end it is read all the same"
 
 
 def test_held_out_sets_may_be_other_corpora_than_those_trained_on(mixed, tmp_path):
-    sets = {
-        "evaluate.sets": {"code": {"kind": "text", "path": "builtin:code"}},
-        "evaluate.main": "code",
-        "evaluate.test_bytes": 2000,
-    }
-    final = finished(_run(mixed, tmp_path / "run", sets))
-    items = [json.loads(x) for x in (tmp_path / "run/items.jsonl").read_text().splitlines()]
-    assert "held_out" not in final and final["test"]["bytes"] == sum(i["values"]["bytes"] for i in items)
+    code = {"kind": "bits_per_byte", "over": {"kind": "text", "path": "builtin:code"}, "test_bytes": 2000}
+    found = finished(_run(mixed, tmp_path / "run", {"evaluate": {"code": code}}))["evaluations"]
+    items = [json.loads(x) for x in (tmp_path / "run/items/code.jsonl").read_text().splitlines()]
+    assert list(found) == ["code"] and found["code"]["numbers"]["bytes"] == sum(i["values"]["bytes"] for i in items)
     assert all(i["id"].startswith("code.jsonl.gz:") for i in items)
 
 
 @pytest.mark.parametrize(
     ("sets", "error", "message"),
     [
-        ({"evaluate.main": "prose"}, ConfigError, "evaluate.main: no held-out set 'prose'"),
         (
-            {"evaluate.main": None},
+            {"evaluate.apples.over": "apple"},
             ConfigError,
-            "evaluate.main: name the held-out set that the metric reads, one of: apples, numbers",
+            "evaluate.apples: it fits no stage .*no source 'apple' .*mean 'apples'",
         ),
+        ({"evaluate": None}, ConfigError, r"evaluate.text: the stream text has several sources; .*\(apples, numbers\)"),
+        (
+            {"evaluate.apples.kind": "bits"},
+            ConfigError,
+            "evaluate.apples.kind: evaluate has no part 'bits'; known: bits_per_byte",
+        ),
+        ({"evaluate.apples.bar": {"bits": 2.0}}, ConfigError, "evaluate.apples.bar: no measure 'bits'; known: bits_per_byte"),
+        ({"evaluate.apples.stage": "txt"}, ConfigError, "evaluate.apples.stage: no stage 'txt'; did you mean 'text'"),
+        ({"evaluate.rules": "rule_inference"}, ConfigError, "evaluate.rules: it fits no stage of arm run .*not frames"),
         ({"streams.text.mixture": "epochs"}, ConfigError, "streams.text.mixture: 2 sources need a mixture that weighs them"),
         (
             {"streams.text.mixture.weights": {"apples": 1.0}},
@@ -142,7 +157,7 @@ def test_held_out_sets_may_be_other_corpora_than_those_trained_on(mixed, tmp_pat
             "the source 'more' gives tokens already",
         ),
         ({"streams.text.source": "text"}, ConfigError, "a stream has one `source`, or several under `sources`"),
-        ({"evaluate.sets": {"x": "nca"}, "evaluate.main": "x"}, ConfigError, "held-out sets are text or shards"),
+        ({"evaluate.apples.over": {"kind": "nca"}}, ConfigError, "evaluate.apples: over: held-out texts are of kind text"),
     ],
 )
 def test_what_does_not_fit_is_named_with_its_path(mixed, tmp_path, sets, error, message):
@@ -235,7 +250,7 @@ def test_a_line_that_a_kill_cut_off_does_not_spoil_a_change_of_weights(mixed, tm
 
 @pytest.mark.parametrize(
     "sets",
-    [{"streams.text.sources.numbers.test_share": 1e-9}, {"evaluate.sets": {"numbers": {"kind": "text", "path": "nowhere"}}}],
+    [{"streams.text.sources.numbers.test_share": 1e-9}, {"evaluate.numbers.over": {"kind": "text", "path": "nowhere"}}],
 )
 def test_held_out_text_that_is_not_there_is_found_before_anything_is_trained(mixed, tmp_path, sets):
     (tmp_path / "numbers.txt").write_text("one\n\n" * 3)
@@ -337,7 +352,7 @@ def test_prepared_shards_train_like_the_text_that_they_were_made_of(mixed, tmp_p
     own = _run(mixed, tmp_path / "own-run", {**specs["shards"], "streams.text.tokenizer": None})
     for folder in (folders[1], own):
         _same(folders[0], folder)
-        assert finished(folders[0])["held_out"] == finished(folder)["held_out"]
+        assert finished(folders[0])["evaluations"] == finished(folder)["evaluations"]
 
 
 def test_a_prepared_folder_takes_the_place_of_a_corpus(recipe, corpus, tmp_path):
@@ -349,16 +364,19 @@ def test_a_prepared_folder_takes_the_place_of_a_corpus(recipe, corpus, tmp_path)
     final = commands.run(recipe, out=tmp_path / "run", corpus=str(tmp_path / "shards"), threads=1, say=lambda line: None).final
     assert final["ledger"]["text"]["tokens"] == {"shards": 8 * 128}
     prepare([parts], tmp_path / "train-only", valid_share=0.0, test_share=0.0, say=lambda x: None)
-    with pytest.raises(DataError, match="the held-out set 'shards' has no document in its valid part"):
+    with pytest.raises(DataError, match="evaluate.text: no document stands in the valid part"):
         commands.run(recipe, out=tmp_path / "other", corpus=str(tmp_path / "train-only"), threads=1, say=lambda line: None)
 
 
 @pytest.mark.parametrize(
-    ("share", "said"), [(0.5, "rows of text, test documents"), (0.4, "test documents, NOT the rows of text")]
+    ("share", "said"), [(0.5, "rows of text, what text asks"), (0.4, "what text asks, NOT the rows of text")]
 )
 def test_rows_drawn_by_other_weights_are_not_called_paired(share, said):
     def final(wanted):
         facts = {"a": {"wanted_share": wanted}, "b": {"wanted_share": 1 - wanted}}
-        return {"data": {"text": "same"}, "mixture": {"text": facts}, "test": {"bytes": 9, "tokens": 9}}
+        return {"data": {"text": "same"}, "mixture": {"text": facts}, "evaluations": {"text": {"questions": "9"}}}
 
-    assert _paired_things({"one": {0: final(0.5)}, "other": {0: final(share)}}) == f"initial weights where shapes match, {said}"
+    assert (
+        _paired_things({"one": {0: final(0.5)}, "other": {0: final(share)}}, "text")
+        == f"initial weights where shapes match, {said}"
+    )

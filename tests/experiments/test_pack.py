@@ -7,10 +7,10 @@ import pytest
 
 from seedbed.core.errors import DataError, RefusedError
 from seedbed.core.run_record import RUNS, RunRecord, runs_of
-from seedbed.experiments.comparison import check_comparison
 from seedbed.experiments.difference import diff
 from seedbed.experiments.inspection import inspect
-from seedbed.experiments.pack import pack
+from seedbed.experiments.study.check import check_comparison
+from seedbed.experiments.study.pack import pack
 from seedbed.report.page import write_page
 from tests.command_line import fails, seedbed
 
@@ -36,7 +36,9 @@ def test_a_packed_study_is_a_few_small_files_and_every_number(both):
         assert list(other.metrics()) == list(one.metrics())
         for told in ("final", "environment", "plan_text", "feedback_text", "log_text"):
             assert getattr(other, told)() == getattr(one, told)()
-        assert other.items() == one.items() != []
+        assert other.evaluations() == one.evaluations() != []
+        for name in one.evaluations():
+            assert other.items(name) == one.items(name) != []
     assert check_comparison(packed) == []
 
 
@@ -76,15 +78,15 @@ def test_a_number_that_was_altered_is_found_in_a_packed_study_too(both, tmp_path
 def test_texts_of_items_stay_only_where_the_licence_allows(a_study, tmp_path):
     study = shutil.copytree(a_study / "out", tmp_path / "study")
     for run in runs_of(study):
-        items = [json.loads(line) | {"text": "as it was"} for line in (run / "items.jsonl").read_text().splitlines()]
-        (run / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+        items = [json.loads(line) | {"text": "as it was"} for line in (run / "items/text.jsonl").read_text().splitlines()]
+        (run / "items/text.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     for licence, kept in (("CC-BY-SA-4.0", True), ("public domain", True), ("CC BY-NC 4.0", False), ("", False)):
         for run in runs_of(study):
             note = run / "reader/reader.json"
             facts = json.loads(note.read_text())
             facts["licences"] = {"text": licence} if licence else {}
             note.write_text(json.dumps(facts))
-        after = [i for run in runs_of(pack(study, out=tmp_path / f"p{kept}{licence}")) for i in RunRecord(run).items()]
+        after = [i for run in runs_of(pack(study, out=tmp_path / f"p{kept}{licence}")) for i in RunRecord(run).items("text")]
         assert {i.text for i in after} == {"as it was" if kept else ""}
 
 
@@ -123,7 +125,7 @@ def test_a_study_that_has_not_ended_or_was_altered_is_not_packed(a_study, tmp_pa
     final = study / "nca/seed-0/final.json"
     kept = final.read_text()
     facts = json.loads(kept)
-    facts["test"]["bits_per_byte"] += 1e-3
+    facts["evaluations"]["text"]["numbers"]["bits_per_byte"] += 1e-3
     final.write_text(json.dumps(facts))
     with pytest.raises(RefusedError, match="does not follow from its runs"):
         pack(study)

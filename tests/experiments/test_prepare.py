@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seedbed.core.errors import ConfigError, DataError, RefusedError, RunFailedError
-from seedbed.experiments import columns
-from seedbed.experiments import prepare as module
-from seedbed.experiments.columns import open_prepared
-from seedbed.experiments.prepare import make_units, plan, prepare, validate_folder
-from seedbed.experiments.recipe import StreamSpec
+from seedbed.experiments.plan.specs import StreamSpec
+from seedbed.experiments.prepare import columns
+from seedbed.experiments.prepare import prepare as module
+from seedbed.experiments.prepare.columns import open_prepared
+from seedbed.experiments.prepare.prepare import make_units, plan, prepare, validate_folder
 from seedbed.experiments.streams import build_stream
 from seedbed.sources.shards import SPLITS, Shards
 from seedbed.tokenizers.bytes import Bytes

@@ -1,8 +1,12 @@
+import json
+
 import pytest
 
-from seedbed.core.config import parse_yaml
+from seedbed.core.config import dump_yaml, parse_yaml
 from seedbed.core.errors import ConfigError, DataError
-from seedbed.experiments.recipe import RunPlan, load, parse_seeds, shipped
+from seedbed.experiments.plan.arms import parse_seeds
+from seedbed.experiments.plan.load import load, shipped
+from seedbed.experiments.plan.run_plan import RunPlan
 
 
 def _changed(recipe, **changes):
@@ -177,3 +181,104 @@ def test_seeds_are_read_in_both_spellings():
     for wrong in ("a", "2-1", "0,0", [-1]):
         with pytest.raises(ConfigError):
             parse_seeds(wrong)
+
+
+def test_resolved_yaml_holds_every_setting_of_every_part(recipe):
+    plan = load(recipe).plan(arm="nca", seed=0)
+    assert plan.stages[1].optimizer["learning_rate"] == 1e-3 and plan.stages[1].optimizer["kind"] == "adamw"
+    assert plan.streams["soil"].source["burn_in"] == 10 and "seq_len" not in plan.streams["soil"].source, "the stream's holds"
+    assert plan.evaluate["text"].part["stride"] is None and plan.model["tied_embeddings"] is False
+    assert load(recipe).plan(arm="nca", seed=0) == plan
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        {"streams.soil.source.burn_in": 10},
+        {"stages.text.optimizer": {"kind": "adamw", "weight_decay": 0.0}},
+        {"model.tied_embeddings": False},
+        {"evaluate.text.stride": None},
+        {"evaluate.text.watch": True},
+        {"streams.text.packing": {"kind": "concatenate"}},
+        {"stages.text.clip_norm": 1.0},
+        {"stages.text.weights.fresh": ["embedding", "head"]},
+    ],
+    ids=lambda sets: next(iter(sets)),
+)
+def test_a_setting_at_its_default_leaves_the_hash_as_it_is(recipe, sets):
+    assert load(recipe, sets=sets).plan(arm="nca", seed=0).fingerprint() == load(recipe).plan(arm="nca", seed=0).fingerprint()
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        {"streams.soil.source.burn_in": 11},
+        {"streams.soil.source.seq_len": 1024},  # the source's default, and not its stream's row
+        {"stages.text.optimizer": {"kind": "adamw", "weight_decay": 0.1}},
+        {"stages.text.model": {"tied_embeddings": False}},  # a change of the model, whatever it was
+        {"evaluate.text.valid_bytes": 999},
+        {"evaluate.text.bar": {"loss_nats": 2.0}},
+        {"evaluate.rules.rows": 128},
+        {"samples.prompts": []},
+        {"test": False},
+    ],
+    ids=lambda sets: next(iter(sets)),
+)
+def test_any_other_setting_has_a_hash_of_its_own(recipe, sets):
+    one, other = (load(recipe, sets=some).plan(arm="nca", seed=0).fingerprint() for some in ({}, sets))
+    assert one != other
+
+
+def test_a_default_that_moves_moves_the_hash_of_who_relied_on_it(recipe, monkeypatch):
+    """Both of them: who left it out, and who had written down what it used to be."""
+    from seedbed.core.registry import Registry
+
+    plan = load(recipe).plan(arm="nca", seed=0)
+    before, real = plan.fingerprint(), Registry.defaults
+    moved = {"burn_in": 11}
+    monkeypatch.setattr(Registry, "defaults", lambda room, kind: real(room, kind) | (moved if kind == "nca" else {}))
+    assert plan.fingerprint() != before, "its resolved.yaml says what it was computed with"
+
+
+def test_sizes_that_a_model_folder_gives_stand_in_the_plan(recipe, tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 257}
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama/config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
+    plan = load(recipe, sets={"model": {"kind": "decoder", "size": f"hf:{tmp_path / 'llama'}"}}).plan(arm="nca", seed=0)
+    (tmp_path / "llama/config.json").unlink()
+    assert plan.model["size"] is None and plan.model["num_layers"] == 3
+    assert RunPlan.model_validate(parse_yaml(plan.to_yaml(), name="x")).fingerprint() == plan.fingerprint()
+
+
+OLD = """
+evaluate:
+  main: prose
+  sets: {prose: {kind: text, path: p.txt}, code: {kind: text, path: c.txt}}
+  valid_bytes: 2k
+  samples: ["a"]
+"""
+
+
+def test_a_recipe_of_the_first_form_is_refused_with_the_new_lines(recipe):
+    text = recipe.read_text()
+    start, end = text.index("evaluate:"), text.index("checkpoint_every")
+    old = text[:start] + OLD.lstrip() + text[end:].replace("seeds: 0-1", "seeds: 0-1\n  metric: test_bits_per_byte")
+    recipe.write_text(old.replace("share: 1.0}}", "share: 1.0}, floor_rows: 4}"))
+    with pytest.raises(ConfigError, match=r"evaluate.main, .*stages.soil.floor_rows, study.metric: test_bits_per_byte: ") as e:
+        load(recipe)
+    lines = parse_yaml(str(e.value).partition("write:\n")[2], name="x")
+    prose = {"kind": "bits_per_byte", "over": {"kind": "text", "path": "p.txt"}, "valid_bytes": "2k"}
+    assert lines["evaluate"]["prose"] == prose and set(lines["evaluate"]) == {"prose", "code", "rules"}
+    assert lines["evaluate"]["rules"] == {"kind": "rule_inference", "stage": "soil", "rows": 4}
+    assert lines["samples"] == {"prompts": ["a"]} and lines["study"] == {"metric": "prose.bits_per_byte"}
+    written = text[:start] + "checkpoint_every" + text[end:].partition("checkpoint_every")[2]
+    study = lines.pop("study")
+    recipe.write_text(written.replace("seeds: 0-1", f"seeds: 0-1\n  metric: {study['metric']}") + dump_yaml(lines))
+    assert list(load(recipe).plan(arm="nca", seed=0).evaluate) == ["prose", "code", "rules"], (
+        "they can be written as they stand"
+    )
+
+
+def test_the_metric_of_the_first_form_alone_is_refused_too(recipe):
+    with pytest.raises(ConfigError, match="metric: text.loss_nats"):
+        load(recipe, sets={"study.metric": "test_loss_nats"})

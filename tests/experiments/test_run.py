@@ -10,9 +10,9 @@ import pytest
 from seedbed.core.errors import DataError, InterruptedRunError, RefusedError, RunFailedError
 from seedbed.engine.checkpoints import _own_hash, load_weights
 from seedbed.experiments import commands
-from seedbed.experiments.recipe import load
-from seedbed.experiments.run import create, execute, finished
-from seedbed.experiments.signals import Signals
+from seedbed.experiments.plan.load import load
+from seedbed.experiments.run.run import create, execute, finished
+from seedbed.experiments.run.signals import Signals
 from tests.processes import forked
 
 
@@ -40,8 +40,8 @@ def _same(one, other):
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert (one / "checkpoints/final" / name).read_bytes() == (other / "checkpoints/final" / name).read_bytes()
     first, second = (finished(f) for f in (one, other))
-    assert first["test"] == second["test"] and first["transfer"] == second["transfer"]
-    assert first["stage0"] == second["stage0"] and first["samples"] == second["samples"]
+    assert first["evaluations"] == second["evaluations"] and first["transfer"] == second["transfer"]
+    assert first["samples"] == second["samples"]
     tokens = [{s: x["tokens"] for s, x in f["ledger"].items()} for f in (first, second)]
     assert tokens[0] == tokens[1] == {"soil": {"nca": 6 * 128}, "text": {"text": 8 * 128}}
 
@@ -54,7 +54,8 @@ def test_a_run_leaves_a_folder_that_tells_everything(a_run):
         "env.json",
         "metrics.jsonl",
         "log.txt",
-        "items.jsonl",
+        "items/text.jsonl",
+        "items/rules.jsonl",
         "final.json",
         "report.html",
     ):
@@ -67,8 +68,8 @@ def test_a_run_leaves_a_folder_that_tells_everything(a_run):
         final["transfer"]["text"]["embedding.weight"] == "fresh"
         and final["transfer"]["text"]["blocks.0.mlp.up.weight"] == "keep"
     )
-    items = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
-    assert sum(i["values"]["bytes"] for i in items) == final["test"]["bytes"]
+    items = [json.loads(line) for line in (folder / "items/text.jsonl").read_text().splitlines()]
+    assert sum(i["values"]["bytes"] for i in items) == final["evaluations"]["text"]["numbers"]["bytes"]
     everything = (folder / "env.json").read_text() + (folder / "report.html").read_text()
     assert (
         str(Path.home()) not in everything and os.uname().nodename not in json.loads((folder / "env.json").read_text()).values()
@@ -106,7 +107,7 @@ def test_a_signal_finishes_the_step_saves_and_exits_130(recipe, tmp_path):
     folder = tmp_path / "run"
     plan = load(recipe, sets={"stages.text.budget.steps": 5000}).plan(arm="scratch", seed=0, threads=1)
     create(plan, folder, recipe_text="x")
-    worker = forked("seedbed.experiments.worker", folder)
+    worker = forked("seedbed.experiments.run.worker", folder)
     while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").stat().st_size:
         time.sleep(0.02)
         assert worker.poll() is None, worker.communicate()
@@ -186,7 +187,7 @@ def test_the_pictures_are_those_of_the_training_rows(a_run):
 
 def test_a_model_with_a_document_mask_trains_and_evaluates(recipe, tmp_path):
     final = _run(recipe, tmp_path / "run", sets={"model.document_mask": True}).final
-    assert final["status"] == "done" and final["test"]["bytes"] > 0
+    assert final["status"] == "done" and final["evaluations"]["text"]["numbers"]["bytes"] > 0
 
 
 def test_a_run_goes_on_when_nobody_reads_along(recipe, tmp_path):
@@ -304,23 +305,26 @@ def test_the_gpu_scale_runs_with_a_small_body_and_few_tokens(tmp_path, arm):
         "streams.soil.batch_size": 1,
         "streams.text.batch_size": 1,
         "stages.soil.budget": {"tokens": 2048},
-        "stages.soil.floor_rows": 2,
+        "evaluate.rules.rows": 2,
         "stages.text.budget": {"tokens": 2048},
-        "evaluate": {"valid_bytes": 1000, "test_bytes": 1000, "samples": []},
+        "evaluate.text": {"kind": "bits_per_byte", "valid_bytes": 1000, "test_bytes": 1000},
+        "samples": {},
     }
     result = _run("nca-text", tmp_path / "run", arm=arm, seed=11, scale="gpu", sets=sets, device="cpu")
-    assert result.final["status"] == "done" and "bits_per_byte" in result.final["test"]
-    assert result.final["stage0"]["soil"]["completion"]["greedy_frame"] == 25
+    found = result.final["evaluations"]
+    assert result.final["status"] == "done" and "bits_per_byte" in found["text"]["numbers"]
+    assert found["rules"]["facts"]["completion"]["greedy_frame"] == 25
     assert json.loads((tmp_path / "run" / "env.json").read_text())["precision"] == "bfloat16"
 
 
 def test_held_out_text_is_read_once_a_stage(recipe, tmp_path, monkeypatch):
-    from seedbed.experiments import callbacks
+    from seedbed.experiments.run import subject
 
-    read, real = [], callbacks.held_out_sets
-    monkeypatch.setattr(callbacks, "held_out_sets", lambda plan, stream: read.append(stream.stream.name) or real(plan, stream))
+    read, real = [], subject.up_to
+    monkeypatch.setattr(subject, "up_to", lambda documents, most: read.append(most) or real(documents, most))
     folder = _run(recipe, tmp_path / "run").folder
-    assert read == ["text"] and sum("valid_loss_nats" in line for line in _metrics(folder) if line["stage"] == "text") == 2
+    assert read.count(1000) == 2, "once before the first step, for what the tokenizer loses, and once on the way"
+    assert sum("watched" in line for line in _metrics(folder) if line["stage"] == "text") == 2
 
 
 def test_the_share_of_time_that_steps_waited_for_rows_is_said_and_kept(recipe, tmp_path):

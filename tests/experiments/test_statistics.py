@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from seedbed.experiments.statistics import contrast, holm, judged, minimum_detectable
+from seedbed.experiments.study.statistics import contrast, holm, judged, minimum_detectable
 
 
 def test_holm_by_hand():
@@ -34,6 +34,11 @@ def test_interval_and_p_are_the_paired_t_test_s():
 def test_the_four_verdicts(differences, verdict):
     one = contrast("a", "b", dict(enumerate(differences)), alpha=0.05)
     assert judged([one], alpha=0.05, margin=0.005)[0].verdict == verdict
+
+
+def test_where_more_is_better_the_same_difference_is_worse():
+    one = contrast("a", "b", {0: -0.020, 1: -0.021, 2: -0.019}, alpha=0.05)
+    assert [judged([one], alpha=0.05, margin=0.005, better=b)[0].verdict for b in ("less", "more")] == ["better", "worse"]
 
 
 def test_a_difference_that_is_certain_but_tiny_is_better_not_equivalent():

@@ -10,9 +10,11 @@ import pytest
 
 from seedbed.core.errors import ConfigError, DataError, RefusedError
 from seedbed.experiments import commands
-from seedbed.experiments.comparison import check_comparison, compared, sentence, tokens_to_reach
-from seedbed.experiments.study import compare
-from seedbed.experiments.tune import trials, tune
+from seedbed.experiments.study.check import check_comparison
+from seedbed.experiments.study.comparison import compared, sentence
+from seedbed.experiments.study.speed import tokens_to_reach
+from seedbed.experiments.study.study import compare
+from seedbed.experiments.study.tune import trials, tune
 from tests.processes import forked
 
 
@@ -51,7 +53,7 @@ def test_a_study_ends_in_a_verdict_with_all_its_numbers(finished_study):
     assert data["ledger"]["nca"]["stages"]["soil"]["tokens"] == {"nca": 768}
     assert data["ledger"]["nca"]["stages"]["soil"]["generate"]["flops_run"] > 0
     assert "soil" not in data["ledger"]["scratch"]["stages"]
-    assert data["verdict"].startswith("stage 0 did not learn: nothing to transfer (nca/seed-0, nca/seed-1)")
+    assert data["verdict"].startswith("stage soil did not learn: nothing to transfer (nca/seed-0, nca/seed-1)")
 
 
 def test_arms_are_paired_by_seed(finished_study):
@@ -59,7 +61,7 @@ def test_arms_are_paired_by_seed(finished_study):
     folders = {(a, s): folder / a / f"seed-{s}" for a in ("scratch", "nca") for s in (0, 1)}
     data = {k: json.loads((f / "final.json").read_text())["data"]["text"] for k, f in folders.items()}
     assert len(set(data.values())) == 1
-    items = {k: [json.loads(x)["id"] for x in (f / "items.jsonl").read_text().splitlines()] for k, f in folders.items()}
+    items = {k: [json.loads(x)["id"] for x in (f / "items/text.jsonl").read_text().splitlines()] for k, f in folders.items()}
     assert items["scratch", 0] == items["nca", 0] == items["nca", 1]
 
 
@@ -144,11 +146,11 @@ def test_a_run_record_that_does_not_follow_from_its_own_files_is_found(copied, w
         file.write_text(file.read_text().replace("clip_norm: 1.0", "clip_norm: 2.0"))
     else:
         final = json.loads((run / "final.json").read_text())
-        final["test"]["bits_per_byte"] -= 0.5 if what == "test number" else 0
+        final["evaluations"]["text"]["numbers"]["bits_per_byte"] -= 0.5 if what == "test number" else 0
         final["ledger"]["text"]["tokens"]["text"] += 1 if what == "tokens" else 0
         (run / "final.json").write_text(json.dumps(final))
     compared(copied)
-    wanted = {"test number": "nca/seed-1.test.bits_per_byte", "tokens": "nca/seed-1.tokens.text", "plan": "nca/seed-1"}
+    wanted = {"test number": "nca/seed-1.text.bits_per_byte", "tokens": "nca/seed-1.tokens.text", "plan": "nca/seed-1"}
     assert [d.split(":")[0] for d in check_comparison(copied)] == [wanted[what]]
     if what == "plan":
         with pytest.raises(RefusedError, match="was changed since the study began"):
@@ -164,8 +166,8 @@ def test_services_follow_every_run_of_a_study(recipe, tmp_path):
 
 
 def test_a_study_that_never_reads_the_test_part_is_refused(recipe, tmp_path):
-    with pytest.raises(ConfigError, match="judged on the test part"):
-        _compare(recipe, tmp_path / "out", sets={"evaluate.test": False})
+    with pytest.raises(ConfigError, match="judged by text on its test part"):
+        _compare(recipe, tmp_path / "out", sets={"test": False})
 
 
 def test_another_recipe_in_the_same_folder_is_refused(finished_study):
@@ -187,7 +189,7 @@ def test_declared_looks_allow_more_seeds_and_share_alpha(a_study, copied, tmp_pa
     assert [x["seeds"] for x in second.data["looks"]] == [2, 3]
     assert second.data["seeds"] == [0, 1, 2]
     c = first.data["contrasts"][0]
-    from seedbed.experiments.statistics import contrast
+    from seedbed.experiments.study.statistics import contrast
 
     shared = contrast("nca", "scratch", {int(k): v for k, v in c["per_seed"].items()}, alpha=0.025)
     assert c["interval"] == pytest.approx(list(shared.interval))
@@ -264,8 +266,8 @@ def test_a_search_gives_every_arm_as_many_trials_and_never_reads_the_test_part(r
     for arm in ("scratch", "nca"):
         best = min((t for t in data["trials"] if t["arm"] == arm), key=lambda t: t["mean"])
         assert data["best"][arm] == best["settings"]
-    assert not list(found.folder.rglob("items.jsonl"))
-    assert all("test" not in json.loads(f.read_text()) for f in found.folder.rglob("final.json"))
+    assert not list(found.folder.rglob("items/text.jsonl")) and list(found.folder.rglob("items/rules.jsonl"))
+    assert all("text" not in json.loads(f.read_text())["evaluations"] for f in found.folder.rglob("final.json"))
 
 
 def test_unfair_searches_and_tuning_seeds_in_a_study_are_refused(recipe, tmp_path):
@@ -301,9 +303,9 @@ def test_tokens_to_a_loss_are_interpolated_in_the_logarithm_and_must_hold():
 
 
 def test_a_study_without_pairs_says_so():
-    from seedbed.experiments.statistics import contrast
+    from seedbed.experiments.study.statistics import contrast
 
-    data = {"stage0": {}, "metric": "test_bits_per_byte", "margin": 0.01}
+    data = {"bars": {}, "unit": "bits per byte", "margin": 0.01}
     assert "nothing can be said" in sentence(data, [contrast("a", "b", {}, alpha=0.05)])
 
 

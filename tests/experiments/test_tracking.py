@@ -6,8 +6,8 @@ import pytest
 
 from seedbed.core.errors import ConfigError, DataError, InterruptedRunError, RefusedError
 from seedbed.core.registry import ALLOW_LOCAL_CODE
-from seedbed.experiments.recipe import load
-from seedbed.experiments.tracking import Trackers, track
+from seedbed.experiments.plan.load import load
+from seedbed.experiments.run.tracking import Trackers, track
 
 SERVICES = '''
 """Services that write what they are told into the run folder, and some that fail."""

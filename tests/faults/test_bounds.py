@@ -12,10 +12,11 @@ from typer.models import ParameterInfo
 from seedbed.cli import app
 from seedbed.core.bounds import range_of
 from seedbed.core.errors import ConfigError
-from seedbed.experiments import memory
-from seedbed.experiments import recipe as recipes
 from seedbed.experiments.assemble import rooms
-from seedbed.experiments.prepare import Preparation
+from seedbed.experiments.estimate import memory
+from seedbed.experiments.plan.run_plan import RunPlan
+from seedbed.experiments.plan.specs import Recipe
+from seedbed.experiments.prepare.prepare import Preparation
 from seedbed.mixture.weighted import WEIGHT
 from tests.command_line import fails, seedbed
 
@@ -79,7 +80,7 @@ def numeric_schemas(schema, at=""):
             yield from numeric_schemas(inner, at)
 
 
-@pytest.mark.parametrize("model", [recipes.Recipe, recipes.RunPlan], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("model", [Recipe, RunPlan], ids=lambda m: m.__name__)
 def test_every_number_of_a_recipe_and_of_a_plan_has_both_bounds(model):
     found = list(numeric_schemas(model.model_json_schema()))
     assert len(found) > 20
@@ -121,8 +122,8 @@ def test_every_number_of_the_command_line_has_both_bounds():
         "stages.text.budget.steps=0",
         "stages.text.optimizer.learning_rate=.nan",
         "stages.text.optimizer.learning_rate=.inf",
-        "evaluate.sample_tokens=10000000000",
-        "evaluate.stride=33",
+        "samples.tokens=10000000000",
+        "evaluate.text.stride=33",
     ],
 )
 def test_a_size_that_cannot_be_is_refused_before_there_is_a_folder(recipe, tmp_path, change, monkeypatch):

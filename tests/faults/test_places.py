@@ -9,8 +9,9 @@ import pytest
 
 from seedbed.core import durable
 from seedbed.core.errors import RefusedError
-from seedbed.experiments import study, tokenizing
-from seedbed.experiments.running import Running
+from seedbed.experiments.prepare import tokenizing
+from seedbed.experiments.run.stages import Running
+from seedbed.experiments.study import side_by_side
 from seedbed.nca.automaton import Automaton
 from tests.command_line import fails, process, seedbed
 from tests.faults.conftest import lay_out, tree
@@ -53,7 +54,7 @@ def no_work(monkeypatch):
 
     for where, name in (
         (Running, "run"),
-        (study, "_start"),
+        (side_by_side, "_start"),
         (tokenizing, "train_tokenizer"),
         (Automaton, "rollout"),
     ):
@@ -164,9 +165,9 @@ def _one_was_faster(folder, file):
 @pytest.mark.parametrize(
     ("words", "module", "file"),
     [
-        (["run", "one.yaml"], "run", "resolved.yaml"),
-        (["prepare", "words.txt"], "prepare", "manifest.json"),
-        (["compare", "nca-demo", "--scale", "smoke"], "study", "study.json"),
+        (["run", "one.yaml"], "run.run", "resolved.yaml"),
+        (["prepare", "words.txt"], "prepare.prepare", "manifest.json"),
+        (["compare", "nca-demo", "--scale", "smoke"], "study.study", "study.json"),
     ],
 )
 def test_of_two_that_begin_at_once_the_second_sees_the_first(here, words, module, file, monkeypatch, no_work):

@@ -23,7 +23,7 @@ def test_every_line_of_the_table_is_tried_here():
 
 def test_a_stride_lies_within_a_row(here, one_run):
     for stride in (0, 65, 128):
-        fails(2, "run", "stride.yaml", "--set", f"evaluate.stride={stride}", "--out", "S", cwd=here, saying="stride")
+        fails(2, "run", "stride.yaml", "--set", f"evaluate.text.stride={stride}", "--out", "S", cwd=here, saying="stride")
     assert not (here / "S").exists()
     fails(2, "eval", "RUN", "--text", "words.txt", "--stride", 65, cwd=one_run, saying="1..64")
     disjoint = bits(seedbed("eval", "RUN", "--text", "words.txt", cwd=one_run).worked())
@@ -73,7 +73,7 @@ def test_a_text_that_is_null_is_said_to_be(here):
 def test_a_lossy_tokenizer_is_told_with_the_number(here):
     said = seedbed("run", "lossy.yaml", "--out", "L", "--threads", 1, cwd=here).worked()
     assert said.count("documents back changed") == 2  # before the first step, and beside the number
-    test = json.loads((here / "L/final.json").read_text())["test"]
+    test = json.loads((here / "L/final.json").read_text())["evaluations"]["text"]["numbers"]
     assert test["changed_documents"] == test["documents"] > 0
     assert "documents back changed" in seedbed("eval", "L", "--text", "words.txt", cwd=here).worked()
 
@@ -110,4 +110,4 @@ def test_a_byte_order_mark_is_no_hindrance(here):
     for name in ("bert.json", "stride.yaml"):
         (here / name).write_bytes(b"\xef\xbb\xbf" + (here / name).read_bytes())
     assert "lossless_documents" in seedbed("tokenizer", "check", "bert.json", "words.txt", cwd=here).stdout
-    seedbed("validate", "stride.yaml", "--set", "evaluate.stride=32", cwd=here).worked()
+    seedbed("validate", "stride.yaml", "--set", "evaluate.text.stride=32", cwd=here).worked()

@@ -157,7 +157,7 @@ def test_files_are_utf8_and_signs_come_out_whatever_the_locale(tmp_path):
     recipe = tmp_path / "signs.yaml"
     one = (Path(__file__).parents[1] / "data/faults/one.yaml").read_text()
     one = one.replace("lines_lf.txt, section_bytes: 2048", "x.txt, section_bytes: 64")
-    recipe.write_text(f"# 漢字\n{one}evaluate: {{samples: ['Grüße 😀']}}\n", encoding="utf-8")
+    recipe.write_text(f"# 漢字\n{one}samples: {{prompts: ['Grüße 😀']}}\n", encoding="utf-8")
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "OMP_NUM_THREADS": "1"}
     for name in ("LANG", "PYTHONIOENCODING"):
         environment.pop(name, None)
@@ -215,7 +215,7 @@ def test_many_sources_of_many_shards_need_few_file_descriptors(here):
     changes = {"sources": json.dumps(sources), "source": "null", "tokenizer": "null", "mixture": "weighted"}
     changes |= {"batch_size": 64, "seq_len": 32}
     with (here / "one.yaml").open("a") as recipe:
-        recipe.write("evaluate: {main: s0}\n")
+        recipe.write("evaluate: {text: {kind: bits_per_byte, over: s0}}\n")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = len(os.listdir("/proc/self/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 150, hard))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from seedbed.core.deaf import listening
-from seedbed.experiments import tokenizing
+from seedbed.experiments.prepare import tokenizing
 from seedbed.sources.text import Text
 from tests.command_line import fails, seedbed
 
@@ -202,7 +202,7 @@ def test_tokenizers_that_lose_text_are_not_compared_unless_that_is_allowed(here,
     assert "words" in said and not (here / "S").exists()
     allowed = ("--set", "study.lossy_tokenizers=true")
     done = seedbed("compare", "two.yaml", "--out", "S", *allowed, "--threads", 1, "--json", cwd=here).worked()
-    assert json.loads(done.splitlines()[-1])["text_lost"]["words"]
+    assert json.loads(done.splitlines()[-1])["notes"]["words"]
     fails(2, "compare", "two.yaml", "--out", "N", *allowed, "--set", "study.outcome=nats", cwd=here)
 
 
@@ -287,7 +287,7 @@ def test_a_text_without_a_token_is_said_to_be_one(one_run, tmp_path, content):
 def test_held_out_text_without_a_token_is_refused_before_there_is_a_folder(here):
     (here / "empty.txt").write_text("")
     with (here / "one.yaml").open("a") as recipe:
-        recipe.write("evaluate: {sets: {none: {kind: text, path: empty.txt}}}\n")
+        recipe.write("evaluate: {none: {kind: bits_per_byte, over: {kind: text, path: empty.txt}}}\n")
     fails(3, "run", "one.yaml", "--out", "R", cwd=here, saying="empty.txt")
     assert not (here / "R").exists()
 

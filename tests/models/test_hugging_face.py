@@ -73,7 +73,7 @@ def _saved(folder, family="Llama", *, max_shard_size="1GB", **changes):
 
 def _ours(folder):
     """The folder's model as a recipe gets it: `size: hf:FOLDER`, filled by role."""
-    config = Decoder(size=f"hf:{folder}")
+    config = Decoder(**folder_settings(str(folder)))
     model = config.build(vocab_size=3)
     weights = folder_weights(str(folder))
     assert set(weights) == set(model.roles.values())
@@ -224,7 +224,7 @@ def test_what_a_config_does_not_say_is_as_in_the_stock_class(family, tmp_path):
     assert settings["window"] == getattr(theirs, "sliding_window", None)
     _saved(tmp_path, family, **{k: v for k, v in silent.items() if k not in SIZES or SIZES[k] != v}, num_key_value_heads=2)
     _changed(tmp_path, num_key_value_heads=2)
-    built = Decoder(size=f"hf:{tmp_path}").build(vocab_size=1)
+    built = Decoder(**folder_settings(str(tmp_path))).build(vocab_size=1)
     assert {built.roles[n] for n, _ in built.named_parameters()} == set(folder_weights(str(tmp_path)))
 
 

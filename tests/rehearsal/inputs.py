@@ -10,11 +10,11 @@ import pytest
 
 from seedbed.core.errors import InterruptedRunError
 from seedbed.experiments.assemble import check_parts
-from seedbed.experiments.borders import check_givers
-from seedbed.experiments.recipe import load
-from seedbed.experiments.run import create, execute
-from seedbed.experiments.signals import Signals
-from seedbed.experiments.study import compare
+from seedbed.experiments.plan.load import load
+from seedbed.experiments.run.borders import check_givers
+from seedbed.experiments.run.run import create, execute
+from seedbed.experiments.run.signals import Signals
+from seedbed.experiments.study.study import compare
 
 RECIPE = """
 name: rehearsal
@@ -32,7 +32,41 @@ streams:
     batch_size: 2
 stages:
   - {name: text, stream: text, budget: {steps: 4}, evaluations: 1}
-evaluate: {valid_bytes: 500, test_bytes: 500}
+evaluate:
+  text: {kind: bits_per_byte, valid_bytes: 500, test_bytes: 500}
+study:
+  control: {name: plain}
+  arms: {method: {}}
+  seeds: 0-1
+"""
+
+
+# what rows of a stream ask, held out: for methods whose model reads no text
+HELD_OUT = """
+
+from seedbed.core.protocols import Evaluator
+from seedbed.core.records import Item, Measure, Reading, TokenTargets
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut(Evaluator):
+    neutral = "it reads and changes nothing"
+    measures = {"loss_nats": Measure(unit="nats per target", per_token=True)}
+
+    def unfit(self, material):
+        return ""
+
+    def read(self, subject):
+        batch, outputs = subject.outputs(subject.rows("valid", count=8))
+        asked = TokenTargets(ids_BT=batch.targets_BT, weights_BT=batch.weights_BT)
+        values = {"nats": float(outputs.token_loss(asked).sum_nats), "asked": float(batch.weights_BT.sum())}
+        return Reading(items=[Item(id="rows", group="rows", values=values)])
+
+    def summary(self, items):
+        return {"loss_nats": sum(i.values["nats"] for i in items) / sum(i.values["asked"] for i in items)}
+"""
+STUDY = """
+evaluate: {held_out: "MINE:HeldOut"}
 study:
   control: {name: plain}
   arms: {method: {}}

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from seedbed.core.errors import ConfigError, InterruptedRunError
-from seedbed.experiments import run as module
-from seedbed.experiments.recipe import load
-from seedbed.experiments.signals import Signals
+from seedbed.experiments.plan.load import load
+from seedbed.experiments.run import run as module
+from seedbed.experiments.run.signals import Signals
 from tests.rehearsal.inputs import final, numbers
 
 CODE = """
@@ -59,7 +59,7 @@ def test_branches_leave_the_trunk_as_it_is_and_are_evaluated(rehearse, monkeypat
 
     said = final(whole)["branches"]
     assert [said[n]["at"] for n in ("early", "late")] == [2, 4]
-    assert said["early"]["test"]["bits_per_byte"] != final(whole)["test"]["bits_per_byte"]
+    assert said["early"]["evaluations"]["text"]["numbers"] != final(whole)["evaluations"]["text"]["numbers"]
     early = numbers(whole / "branches/early")
     assert [line["step"] for line in early] == [1, 2] and early[-1]["learning_rate"] < early[0]["learning_rate"]
     trunk = numbers(whole)
@@ -85,7 +85,7 @@ def test_a_run_stopped_inside_a_branch_goes_on_there(rehearse, monkeypatch):
     assert (folder / "branches/early/checkpoints").is_dir() and not (folder / "final.json").exists()
     module.execute(folder, say=lambda line: None)
     assert numbers(folder / "branches/early") == numbers(whole / "branches/early")
-    one, other = (final(run)["branches"]["late"]["test"] for run in (folder, whole))
+    one, other = (final(run)["branches"]["late"]["evaluations"] for run in (folder, whole))
     assert one == other
 
 

@@ -1,11 +1,14 @@
 """A small teacher's probabilities as soft targets for the first steps (SALT): lent, metered, not called after the switch."""
 
+import json
 import shutil
 
 import pytest
 
 from seedbed.core.errors import ConfigError, DataError, RefusedError
-from seedbed.experiments.estimate import estimate
+from seedbed.experiments.commands import validated
+from seedbed.experiments.estimate.estimate import estimate
+from seedbed.experiments.export.export import export
 from tests.rehearsal.inputs import final, numbers
 
 CODE = """
@@ -86,3 +89,68 @@ def test_a_teacher_that_is_not_there_or_does_not_fit_is_found_beforehand(rehears
     method.recipe.write_text(text.replace("stages:", 'models: {teacher: {from: "run:nowhere"}}\nstages:', 1))
     with pytest.raises(DataError, match=r"models.teacher.from: .*nowhere is not a run folder"):
         method.plan()
+
+
+def _taught(method, giver):
+    """The method with a teacher, whose share of the loss is a half."""
+    text = method.recipe.read_text()
+    method.recipe.write_text(text.replace("stages:", f"models: {{teacher: {giver}}}\nstages:", 1))
+    return method.sets(**{"stages.text.objective": [{"kind": method.part("Distill"), "share": 0.5}]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("charged", [True, False])
+def test_a_teacher_from_a_recipe_is_trained_first(rehearse, monkeypatch, charged):
+    method = rehearse(CODE)
+    recipe = method.folder / "teacher.yaml"
+    recipe.write_text(method.recipe.read_text().replace("name: rehearsal", "name: teacher").split("study:")[0])
+    _taught(method, json.dumps({"from": f"recipe:{recipe}", "charged": charged}))
+    whole = method.is_exact(monkeypatch, judged=False) if charged else method.run("whole")
+    teacher = final(whole / "givers/teacher")
+    assert teacher["name"] == "teacher" and teacher["seed"] == 0
+    ledger = final(whole)["ledger"]["text"]
+    assert ("givers" in ledger) == charged and final(whole)["trained_first"] == {
+        f"recipe:{recipe}": "charged" if charged else "given"
+    }
+    if charged:
+        assert ledger["givers"]["flops_run"] > teacher["ledger"]["text"]["train"]["flops_run"] * 0.99
+
+
+@pytest.mark.slow
+def test_a_teacher_from_a_recipe_is_as_one_from_its_run(rehearse):
+    method = rehearse(CODE)
+    recipe = method.folder / "teacher.yaml"
+    recipe.write_text(method.recipe.read_text().replace("name: rehearsal", "name: teacher").split("study:")[0])
+    _taught(method, json.dumps({"from": f"recipe:{recipe}"}))
+    assert "lent" in estimate(method.plan())[0].parts_mib, "told before it is there"
+    whole = method.run("whole")
+    text = method.recipe.read_text()
+    method.recipe.write_text(text.replace(f"recipe:{recipe}", f"run:{whole / 'givers/teacher'}"))
+    assert numbers(method.run("lent")) == numbers(whole)
+
+
+def test_a_recipe_that_takes_from_itself_is_refused(rehearse):
+    method = rehearse(CODE)
+    _taught(method, json.dumps({"from": f"recipe:{method.recipe}"}))
+    with pytest.raises(ConfigError, match="takes a model from itself"):
+        method.plan()
+
+
+def test_a_teacher_of_another_vocabulary_is_found_by_validate(rehearse):
+    method = rehearse(CODE)
+    other = method.run("other", arm="plain", sets={"model.vocab_size": 300})
+    _taught(method, json.dumps({"from": f"run:{other}"}))
+    with pytest.raises(ConfigError, match=r"models.teacher: .* knows 300 ids, and stage text has 257"):
+        validated(method.recipe)
+
+
+def test_a_teacher_from_a_model_folder(rehearse):
+    pytest.importorskip("transformers")
+    method = rehearse(CODE)
+    run = method.run("teacher", arm="plain")
+    export(run, method.folder / "llama")
+    _taught(method, json.dumps({"from": f"hf:{method.folder / 'llama'}"}))
+    validated(method.recipe)
+    lent = numbers(method.run("from-folder"))
+    method.recipe.write_text(method.recipe.read_text().replace(f"hf:{method.folder / 'llama'}", f"run:{run}"))
+    assert [x["loss_nats"] for x in lent] == pytest.approx([x["loss_nats"] for x in numbers(method.run("from-run"))], rel=1e-6)

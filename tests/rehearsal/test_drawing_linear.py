@@ -4,8 +4,8 @@ import pytest
 
 from seedbed.core.errors import RefusedError
 from seedbed.experiments import commands
-from seedbed.experiments.layout import Sitting
-from seedbed.experiments.signals import Signals
+from seedbed.experiments.run.layout import Sitting
+from seedbed.experiments.run.signals import Signals
 from tests.rehearsal.inputs import numbers
 
 CODE = """
@@ -65,7 +65,7 @@ def test_a_linear_that_draws(rehearse, monkeypatch, recompute):
 
 def _stopped_then(method, monkeypatch, sitting):
     from seedbed.core.errors import InterruptedRunError
-    from seedbed.experiments import run as module
+    from seedbed.experiments.run import run as module
 
     folder = method.folder / "stopped"
     module.create(method.plan(), folder, recipe_text="x")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.rehearsal.inputs import numbers
+from tests.rehearsal.inputs import HELD_OUT, STUDY, numbers
 
 CODE = """
 from dataclasses import dataclass, replace
@@ -94,9 +94,12 @@ stages:
 """
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder(rehearse, monkeypatch):
-    method = rehearse(CODE, RECIPE)
-    whole = method.is_exact(monkeypatch, judged=False)
+    method = rehearse(CODE + HELD_OUT, RECIPE + STUDY).sets(
+        **{"stages.pairs.optimizer": {"kind": "adamw", "learning_rate": 1e-2}}
+    )
+    whole = method.is_exact(monkeypatch)
     one = numbers(method.run("one", sets={"stages.pairs.micro_batch_size": 1}))
     assert [x["loss_nats"] for x in one] == pytest.approx([x["loss_nats"] for x in numbers(whole)], rel=1e-5), (
         "padding changes nothing"

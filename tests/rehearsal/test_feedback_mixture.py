@@ -2,7 +2,7 @@
 
 import json
 
-from tests.rehearsal.inputs import numbers
+from tests.rehearsal.inputs import HELD_OUT, STUDY, numbers
 
 CODE = """
 from dataclasses import dataclass, replace
@@ -63,8 +63,10 @@ stages:
 
 
 def test_a_mixture_that_follows_the_losses_of_rows(rehearse, monkeypatch):
-    method = rehearse(CODE, RECIPE)
-    whole = method.is_exact(monkeypatch, judged=False)
+    method = rehearse(CODE + HELD_OUT, RECIPE + STUDY).sets(
+        **{"stages.skills.optimizer": {"kind": "adamw", "learning_rate": 1e-2}}
+    )
+    whole = method.is_exact(monkeypatch)
     told = [json.loads(line) for line in (whole / "feedback.jsonl").read_text().splitlines()]
     assert [m["position"] for m in told] == [4, 8, 12, 16] and set(told[0]["values"]) == {"one", "three"}
     shown = json.loads((whole / "final.json").read_text())["ledger"]["skills"]["tokens"]

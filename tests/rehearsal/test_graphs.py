@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.rehearsal.inputs import final, numbers
+from tests.rehearsal.inputs import HELD_OUT, STUDY, final, numbers
 
 CODE = """
 from dataclasses import dataclass
@@ -128,8 +128,10 @@ stages:
 
 
 def test_a_graph_network(rehearse, monkeypatch):
-    method = rehearse(CODE, RECIPE)
-    whole = method.is_exact(monkeypatch, judged=False)
+    method = rehearse(CODE + HELD_OUT, RECIPE + STUDY).sets(
+        **{"stages.graphs.optimizer": {"kind": "adamw", "learning_rate": 1e-2}}
+    )
+    whole = method.is_exact(monkeypatch)
     lines = numbers(whole)
     assert lines[-1]["tokens"] == final(whole)["ledger"]["graphs"]["train"]["positions"], "nodes, and no padding"
     assert 0 <= lines[0]["parts"]["Property.right"] <= 1

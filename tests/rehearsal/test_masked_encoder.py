@@ -50,8 +50,8 @@ def test_a_masked_encoder_and_then_a_causal_model(rehearse, monkeypatch):
     _recipe(method, method.part("Masked"))
     whole = method.is_exact(monkeypatch, after=3)
     assert all(0 < line["loss_nats"] < 8 for line in numbers(whole))
-    assert "valid_bits_per_byte" not in numbers(whole)[1], "what follows is no question to a model that sees it"
-    assert "valid_bits_per_byte" in numbers(whole)[3]
+    assert "watched" not in numbers(whole)[1], "what follows is no question to a model that sees it"
+    assert "text" in numbers(whole)[3]["watched"]
 
 
 def test_a_view_whose_answer_is_in_sight_is_refused(rehearse):
@@ -65,5 +65,7 @@ def test_a_study_whose_last_model_sees_the_answer_is_refused(rehearse):
     method = rehearse(CODE)
     views = {"streams.text.views": [method.part("Masked")], "model.mask": "bidirectional"}
     method.sets(**views)
-    with pytest.raises(ConfigError, match="no text can be asked of it"):
+    with pytest.raises(
+        ConfigError, match=r"evaluate.text: it fits no stage of arm method \(stage text: the model sees later positions"
+    ):
         method.is_exact(None)

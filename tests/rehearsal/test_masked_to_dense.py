@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file
 
 from seedbed.experiments.assemble import build_model, build_system, initialize
-from seedbed.experiments.borders import cross, open_giver
+from seedbed.experiments.run.borders import cross, open_giver
 
 CODE = """
 from dataclasses import dataclass

@@ -36,11 +36,13 @@ def test_planted_text(rehearse, monkeypatch):
     from seedbed.experiments.inspection import inspect
 
     method = rehearse(CODE)
-    method.sets(**{"streams.text.views": [method.part("Planted"), "next_token"], "evaluate.samples": ["a"]})
+    method.sets(**{"streams.text.views": [method.part("Planted"), "next_token"], "samples": {"prompts": ["a"], "tokens": 20}})
     whole = method.is_exact(monkeypatch)
     assert json.loads((whole / "checkpoints/final/state.json").read_text())["vocab_size"] == 257 + 1
     rows = inspect(str(whole), step=2).rows
     planted = [row for row in rows if "xyzzy" in row.text]
     assert [row.position for row in planted] == [6] and planted[0].tokens[1] == 257
     assert "xyzzy" not in "".join(row.text for row in inspect(str(whole), step=1).rows), "from the second step on"
-    assert final(whole)["test"]["bits_per_byte"] > 0, "held-out text is read with the larger vocabulary"
+    assert final(whole)["evaluations"]["text"]["numbers"]["bits_per_byte"] > 0, (
+        "held-out text is read with the larger vocabulary"
+    )

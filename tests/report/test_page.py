@@ -44,14 +44,14 @@ def test_the_page_is_whole_self_contained_and_safe(a_run):
     assert "default-src 'none'" in html
     assert "prefers-color-scheme: dark" in html and "#010203" not in html
     assert html.count("<svg") == 3 and "currentColor" in html
-    for name in ("curves", "stage0", "complexity"):
+    for name in ("curves", "rules", "complexity"):
         assert (folder / f"figures/{name}.svg").read_text().startswith("<svg")
         assert json.loads((folder / f"figures/{name}.json").read_text())
 
 
 @pytest.mark.pages
 def test_text_from_recipe_and_model_is_escaped(recipe, tmp_path):
-    recipe.write_text(recipe.read_text().replace('samples: ["a"]', 'samples: ["<b>&x</b><script>alert(1)</script>"]'))
+    recipe.write_text(recipe.read_text().replace('prompts: ["a"]', 'prompts: ["<b>&x</b><script>alert(1)</script>"]'))
     folder = commands.run(recipe, out=tmp_path / "run", arm="nca", threads=1, say=lambda line: None).folder
     html = (folder / "report.html").read_text()
     assert "<script>" not in html and "&lt;script&gt;" in html
@@ -83,10 +83,12 @@ def test_pages_are_written_without_torch():
 
 def test_figures_carry_their_data():
     series = {"scratch": {"0": [(1, 3.0), (2, 2.0)], "1": [(1, 3.2), (2, 2.2)]}}
-    made = figures.curves(series, xlabel="tokens", ylabel="nats")
+    made = figures.curves(series, xlabel="tokens", ylabel="nats", what="text")
     assert made.data["scratch"] == {"x": [1, 2], "mean": [3.1, 2.1], "low": [3.0, 2.0], "high": [3.2, 2.2]}
     assert re.search(r'<svg [^>]*viewBox="[^"]*"', made.svg) and 'width="504' not in made.svg[:300]
-    assert figures.curves(series, xlabel="tokens", ylabel="nats").svg == made.svg, "the same data give the same bytes"
+    assert figures.curves(series, xlabel="tokens", ylabel="nats", what="text").svg == made.svg, (
+        "the same data give the same bytes"
+    )
 
 
 @pytest.mark.pages

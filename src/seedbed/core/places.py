@@ -1,6 +1,8 @@
 """Settings that name a file or a folder: `path: str = place(default="")`. In a run's plan they stand whole.
 
-So a run folder can be gone on with from any other folder. Names of other kinds (builtin:prose, hub:NAME) stay as they are.
+So a run folder can be gone on with from any other folder. Names of other kinds (builtin:prose, hub:NAME) stay as they are, but
+data:NAME/... , a data set that not everybody has, becomes the place where it lies: in a folder that SEEDBED_DATA names
+(several, as PATH does), or in the package.
 """
 
 import dataclasses
@@ -9,6 +11,7 @@ import re
 from typing import Any
 
 _PLACE = "place"
+DATA, DATA_FOLDERS = "data:", "SEEDBED_DATA"
 
 
 def place(*, default: Any) -> Any:
@@ -29,9 +32,24 @@ def from_here(path: str) -> str:
 
 def whole(path: str) -> str:
     """Return a path from the root on; what is empty, or names something by its kind, is returned as it is."""
+    if path.startswith(DATA):
+        return found_data(path) or path
     if not path or (re.match(r"[a-z]+:", path) and not os.path.lexists(path)):
         return path
     return os.path.abspath(os.path.expanduser(path))
+
+
+def data_folders() -> list[str]:
+    """Return the folders in which data sets are looked up, in this order."""
+    named = [folder for folder in os.environ.get(DATA_FOLDERS, "").split(os.pathsep) if folder]
+    return [*map(os.path.abspath, named), os.path.join(os.path.dirname(os.path.dirname(__file__)), "sources", "builtin")]
+
+
+def found_data(path: str) -> str | None:
+    """Return the place of data:NAME/... from the root on; None if no folder has a set of that name."""
+    name, slash, rest = path.removeprefix(DATA).partition("/")
+    places = (os.path.join(folder, name) for folder in data_folders() if name not in ("", ".", ".."))
+    return next((place + slash + rest for place in places if os.path.lexists(place)), None)
 
 
 def homeless(text: str) -> str:

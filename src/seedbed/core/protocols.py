@@ -21,8 +21,10 @@ from seedbed.core.records import (
     Item,
     Key,
     Loss,
+    Measure,
     Measurement,
     Progress,
+    Reading,
     Role,
     Row,
     TokenLoss,
@@ -205,10 +207,14 @@ class Model(Protocol):
 
 @runtime_checkable
 class ModelKind(Protocol):
-    """Settings of a model; `vocab_size` comes from the stream it is built for. `layout_free` as of an Objective.
+    """Settings of a model; `vocab_size` comes from the stream it is built for; for `layout_free` see Objective.
 
     `width` is that of its states: on a processor the number type hangs on it.
     """
+
+    @classmethod
+    def settled(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:  # what names a file becomes what stands in it
+        return settings
 
     @property
     def layout_free(self) -> bool: ...
@@ -281,9 +287,20 @@ class OptimizerKind(Protocol):
 
 @runtime_checkable
 class Transfer(Protocol):
-    """Old weights into a new model, key by key; see `seedbed.transfer.rules`."""
+    """Old weights into a new model, key by key: each is kept, drawn fresh, or re-drawn; see `seedbed.transfer.rules`."""
 
-    def __call__(self, new: Mapping[str, Array], *, roles: Mapping[str, Role], old: Mapping[Role, Array], seed: int) -> Any: ...
+    @property
+    def patterns(
+        self,
+    ) -> Mapping[str, Sequence[str]]:  # of roles, by the setting that names them: each has to hit something
+        return {}
+
+    @property
+    def draws_anew(self) -> bool: ...  # whether some of it is drawn fresh, so that the giver's own draws are thrown away
+    def actions(self, roles: Mapping[str, Role]) -> Mapping[str, str]: ...  # parameter -> keep, fresh or redraw
+    def __call__(
+        self, new: Mapping[str, Array], *, roles: Mapping[str, Role], old: Mapping[Role, Array], seed: int
+    ) -> Mapping[str, str]: ...  # fills `new`; returns its actions
 
 
 @runtime_checkable
@@ -303,10 +320,84 @@ class Writer(Protocol):
 
 
 @runtime_checkable
-class Evaluator(Protocol):
-    """A lent part to scored items."""
+class Frames(Protocol):
+    """Rows of frames one after the other, each a start token, patches and an end token; ids under `patch_ids` are patches."""
 
-    def __call__(self, scorer: Scorer, documents: Sequence[Document]) -> list[Item]: ...
+    @property
+    def frame_tokens(self) -> int: ...
+    @property
+    def patch_ids(self) -> int: ...
+    @property
+    def cells(self) -> tuple[int, int]: ...  # (states of a cell, cells of a patch)
+    def decode(self, patches_RP: Array) -> Array: ...  # to cells (R, G, G)
+
+
+@runtime_checkable
+class Material(Protocol):
+    """What a stage can be asked about, before it is trained: texts that were held out of it, and rows of its stream."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def seq_len(self) -> int: ...
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...  # None: its rows are not of text
+    @property
+    def source(self) -> Source | None: ...  # of its rows, if it is one and the views leave tokens in their order
+    @property
+    def causal(self) -> bool: ...  # whether the model sees no later position
+    def corpus(self, over: Any) -> Corpus: ...  # a source of its stream by name, or another as a part; None: the only one
+    def documents(self, over: Any, split: str, *, most_bytes: int | None) -> list[Document]: ...  # whole ones, at least one
+    def rows(self, split: str, *, count: int) -> list[Row]: ...
+
+
+@runtime_checkable
+class Subject(Material, Protocol):
+    """A trained model with the material of its stage, lent to an evaluator. Every call is charged.
+
+    Letters: R rows, n of their positions.
+    """
+
+    @property
+    def own(self) -> Mapping[str, Any]: ...  # the modules that the stage's objectives have built, by the names of their terms
+    def score(self, documents: Sequence[Document], *, stride: int | None = None) -> list[Array]: ...  # nats of every token
+    def nats(self, rows: Sequence[Row]) -> Array: ...  # (R, T): of every target, whatever it weighs
+    def likeliest(self, tokens_RT: Array, last: int, *, below: int) -> Array: ...  # (R, n): ids that follow the last n
+    def outputs(self, rows: Sequence[Row], *, taps: tuple[str, ...] = ()) -> tuple[Batch, Outputs]: ...  # without gradients
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """Questions to a trained model, and the numbers that its answers come to.
+
+    It is read on the way (`watched`), and once in whole (`read`): at the end of the last stage that it fits, or of the one that
+    the recipe names. A study is judged by one of its measures; the first is the one that is meant if none is named.
+    """
+
+    @property
+    def measures(self) -> Mapping[str, Measure]: ...
+    @property
+    def needs(self) -> tuple[str, ...]:  # "causal": a model that sees no later position
+        return ()
+
+    @property
+    def reads_test(self) -> bool:  # whether the whole reading is of a test part, which searches never see
+        return False
+
+    def unfit(self, material: Material) -> str: ...  # why a stage cannot be asked this; empty: it can
+    def check(self, material: Material, *, whole: bool) -> None:  # raises ConfigError or DataError for what lacks beforehand
+        return None
+
+    def warning(self, material: Material) -> str:  # what makes its numbers compare with no others, as far as data tell it
+        return ""
+
+    def watched(self, subject: Subject) -> Mapping[str, float]:  # empty: it is not read on the way
+        return {}
+
+    def read(self, subject: Subject) -> Reading: ...
+    def summary(self, items: Sequence[Item]) -> Mapping[str, float]: ...  # of items alone; raises DataError if there are none
+    def tokens(self, material: Material, *, whole: bool) -> float:  # that a reading on the way takes, or a whole one
+        return 0.0
 
 
 @runtime_checkable

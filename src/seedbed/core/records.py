@@ -5,7 +5,7 @@ Letters: B rows, T positions, D width, A position axes, K candidates.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 
@@ -349,3 +349,41 @@ class Item:
     group: str
     values: Mapping[str, float]
     text: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A number that an evaluation comes to; one that counts `per_token` compares only where tokens are the same."""
+
+    unit: str
+    better: Literal["less", "more"] = "less"
+    per_token: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """What an evaluation has to reach, or there is nothing to build on: `number` at `level`, or better."""
+
+    number: str
+    level: float
+    met: bool
+    unmet: str  # what is said of a stage that does not reach it: "did not learn: nothing to transfer"
+    levels: Mapping[str, float] = field(default_factory=dict)  # what simpler things reach, by their names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What an evaluator finds: items, from which its numbers are summed up, and what stands beside them, ready for JSON."""
+
+    items: list[Item]
+    bar: Bar | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    figure: Mapping[str, Any] | None = None  # caption, xlabel, ylabel, lines (name -> [x, y]), levels (name -> y)
+    notes: tuple[str, ...] = ()  # what has to be said wherever its numbers are
+
+
+def bar_beside(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return, of what final.json says of an evaluation with a bar, that bar and what was read beside it."""
+    bar = evaluation["bar"]
+    unit = evaluation["measures"].get(bar["number"], {}).get("unit", "")
+    return {"stage": evaluation["stage"], "value": evaluation["numbers"][bar["number"]], "unit": unit, **bar}

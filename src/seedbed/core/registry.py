@@ -4,11 +4,14 @@ A user's own part needs no fork: an entry point in the group `seedbed.<room>`, o
 `--allow-local-code`.
 """
 
+import ast
 import dataclasses
 import importlib
+import inspect
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -56,12 +59,29 @@ def _a_part(found: Any) -> type:
 
 
 def missing(part: type, protocol: type) -> list[str]:
-    """Return the names that a protocol asks for and a part has not, neither as method nor as setting."""
-    bases = [base for base in protocol.__mro__ if getattr(base, "_is_protocol", False) and base.__name__ != "Protocol"]
+    """Return the names that a protocol asks for and a part has not, neither as method nor as setting.
+
+    What a part has of the protocol itself counts only if there is something in it.
+    """
+    bases = [base for base in protocol.__mro__ if _is_protocol(base)]
     asked = {name for base in bases for name in (*vars(base), *vars(base).get("__annotations__", {}))}
     asked = {name for name in asked if not name.startswith("_") or name == "__call__"}
-    there = {f.name for f in dataclasses.fields(part)} | {name for base in part.__mro__ for name in vars(base)}
+    there = {f.name for f in dataclasses.fields(part)}
+    for base in part.__mro__:
+        there |= set(vars(base)) - (_unwritten(base) if _is_protocol(base) else set())
     return sorted(asked - there)
+
+
+def _is_protocol(base: type) -> bool:
+    return getattr(base, "_is_protocol", False) and base.__name__ != "Protocol"
+
+
+@cache
+def _unwritten(protocol: type) -> set[str]:
+    """Return the names of a protocol's methods whose body is `...`."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(protocol))).body
+    methods = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return {m.name for m in methods if all(isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant) for x in m.body)}
 
 
 class Registry:
@@ -108,6 +128,15 @@ class Registry:
             return getattr(importlib.import_module(module), name)
         with _others_code(f"the part {self.room}.{kind} of the installed package {module.split('.')[0]}"):
             return self._checked(_a_part(getattr(importlib.import_module(module), name)))
+
+    def defaults(self, kind: str) -> dict[str, Any]:
+        """Return the settings of a part that have a default, ready for JSON."""
+        found = {}
+        for f in dataclasses.fields(self.resolve(kind)):
+            made = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+            if f.init and made is not dataclasses.MISSING:
+                found[f.name] = json.loads(json.dumps(made, default=dataclasses.asdict))
+        return found
 
     def _local(self, kind: str) -> type:
         if os.environ.get(ALLOW_LOCAL_CODE) != "1":

@@ -1,5 +1,5 @@
-"""Worker processes: begun afresh (spawn), in a session of their own, as Ctrl-C and a terminal's or launcher's signals are the
-parent's to hear, and gone when the parent is gone.
+"""Worker processes: started with spawn, in a session of their own, so that the parent alone hears Ctrl-C and the signals of a
+terminal or a launcher. They end when the parent does.
 """
 
 import os

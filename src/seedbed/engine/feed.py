@@ -1,7 +1,7 @@
 """The batches of a stage's stream, step by step. While a step is computed, a thread makes the next one ready.
 
-With worker processes, which stand some steps ahead, the same rows come sooner. A row is a function of its address, so who makes
-it changes nothing. Behind a decision that is not made yet no row is made.
+Worker processes make the same rows further ahead. A row is a function of its address, so it does not matter who makes it. Where
+a mixture decides by a measurement, no row is made that depends on one which is not recorded yet.
 """
 
 import time

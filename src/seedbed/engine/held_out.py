@@ -45,3 +45,11 @@ def likeliest(model: Any, *, machine: Machine, below: int) -> Callable[[Int[np.n
         return np.concatenate(found)
 
     return choose
+
+
+@torch.no_grad()
+def outputs_on(model: Any, rows: list[Row], *, machine: Machine, taps: tuple[str, ...] = ()) -> tuple[Batch, Any]:
+    """Return rows as one batch where the model computes, and the model's outputs on it."""
+    model.eval()
+    batch = machine.fetched(collate(rows))
+    return batch, model(batch, taps=taps)

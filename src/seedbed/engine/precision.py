@@ -1,6 +1,8 @@
 """Which device, which number type, how many threads, compiled or not: decided once, recorded, the same on resume."""
 
+import ctypes
 import os
+import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +17,7 @@ from seedbed.engine.ranks import Ranks
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt (malloc.h)
 BF16_WIDTH = 192  # on a processor with bf16 tiles, narrower models lose more by casting than they gain (measured)
 
 
@@ -69,6 +72,17 @@ def settled_shards(shard: str, ranks: Ranks) -> int:
     return found
 
 
+def _keep_freed_memory() -> None:
+    """Have the C library keep what a step frees for the next one, instead of giving it back and taking it anew, page by page.
+
+    glibc alone is asked; whether it would have kept it by itself hangs on what the process allocated first.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        for name, bytes_ in ((_TRIM_THRESHOLD, 2**31 - 1), (_MMAP_THRESHOLD, 2**30)):
+            library.mallopt(name, bytes_)
+
+
 def prepare_machine(
     *,
     device: str,
@@ -103,6 +117,8 @@ def prepare_machine(
     torch.use_deterministic_algorithms(device == "cpu" or deterministic)
     # else all new memory is written once before anything uses it
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if device == "cpu":
+        _keep_freed_memory()
     ranks = ranks or Ranks()
     if device == "cuda" and ranks.size > 1:
         torch.cuda.set_device(number_of("LOCAL_RANK", default=ranks.rank))

@@ -38,6 +38,11 @@ class System(nn.Module):
         self.objectives = nn.ModuleDict(dict(objectives or {}))
 
     @property
+    def own(self) -> dict[str, nn.Module]:
+        """What the objectives have built, by the names of their terms."""
+        return dict(self.objectives.items())
+
+    @property
     def roles(self) -> dict[str, Role]:
         """The role of every parameter by its name in the system."""
         own: Mapping[str, Role] = self.model.roles

@@ -30,6 +30,11 @@ from seedbed.engine.step import Term, active, step
 from seedbed.engine.system import System
 
 
+def never(step: int) -> bool:
+    """Say of no step that something is read after it."""
+    return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """Everything that a stage needs, built and ready."""
@@ -46,11 +51,10 @@ class Stage:
     steps: int
     micro_batch_size: int
     clip_norm: float | None
-    evaluate_every: int
     checkpoint_every: int
     keep_every: int | None = None  # checkpoints at these steps of the run, beside
     keep_at: frozenset[int] = frozenset()  # and at these
-    evaluate_at: frozenset[int] = frozenset()  # further steps
+    evaluates_after: Callable[[int], bool] = never  # whether something is read after a step, on the way
     step_cost: Cost = field(default_factory=Cost)  # of the optimizer, where it is more than a pass over the weights
     clock: int = 0  # steps by which the schedule stands further on: those of the stages that it continues
 
@@ -79,7 +83,7 @@ class Hooks:
     """What the loop reports to."""
 
     record: Callable[[dict[str, Any]], None]  # a line of metrics
-    evaluate: Callable[[], dict[str, float]]
+    evaluate: Callable[[], dict[str, Any]]  # what a step at which something is read adds to its line
     save: Callable[[bool], None]  # writes a checkpoint behind the next steps; True: waits until it is there
     should_stop: Callable[[], bool]
     # (name, position): records what a mixture asks for, before rows from there on are drawn
@@ -191,7 +195,7 @@ def train(
             "seconds": round(seconds, 6),
             "data_seconds": round(data_seconds, 6),
         } | ({"parts": parts} if parts else {})
-        if at.step % stage.evaluate_every == 0 or at.step == stage.steps or at.step in stage.evaluate_at:
+        if stage.evaluates_after(at.step):
             started = time.perf_counter()
             for feed in feeds.values():
                 feed.rest()

@@ -1,193 +1,115 @@
-"""Has a model learned to infer rules in context? Its loss on unseen rules beside six floors that need no rule.
+"""Has a model learned to infer rules in context? Its loss on rules that no training row used, beside floors that need no rule.
 
-A floor is the loss of a predictor that knows simple statistics only. Each has free constants, and they are chosen in hindsight
-on the very tokens that are scored, so a floor is as hard to beat as its kind can be:
-- global unigram: token frequencies of training rows;
-- in-context unigram: counts of the row so far, smoothed by the global unigram;
-- previous frame: the token at the same place one frame before, mixed with the in-context unigram;
-- in-context place statistics: counts, in the row so far, of what followed the token that stood at the same place one frame
-  before, smoothed by the in-context unigram;
-- an earlier frame: as "previous frame", but k frames before, with the best k: on a small torus what moves comes back;
-- in-context cell statistics: as "place statistics", but of the cells inside a patch, each from the same cell one frame before:
-  ten thousand patches are too many to count in a row, ten states are not.
-Only patch tokens after the first frame are scored; start and end tokens are left out.
-Letters: R rows, T tokens of a row, S and U the same of training rows, V vocabulary, F frames after the first.
+It counts as learned at least `margin` below the best of the floors (rule_floors.py). Beside it stands how well the model
+completes whole frames (frame_completion.py). Only patch tokens after the first frame are scored.
+Paper: "Training Language Models via Neural Cellular Automata" (2026), arXiv 2603.10055, for the question; floors are ours.
+Letters: R rows, T tokens of a row.
 """
 
-import math
-from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-MARGIN_NATS = 0.1  # learned: at least this far below the best floor
-_STRENGTHS = np.array([0.1, 0.3, 1.0, 3.0, 10.0, 30.0])  # pseudo-counts of the smoothing
-_SHARES = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])  # of the previous frame
+from seedbed.core.bounds import MOST_ROWS, check_ranges, within
+from seedbed.core.errors import DataError
+from seedbed.core.protocols import Evaluator, Frames, Material, Neutral, Subject
+from seedbed.core.records import Bar, Item, Measure, Reading
+from seedbed.evaluate.frame_completion import frame_completion
+from seedbed.evaluate.rule_floors import Floors, floors_of, nats_by_frame, scored
 
 
 @dataclass(frozen=True, kw_only=True)
-class RuleInference:
-    """Losses in nats per scored token."""
+class RuleInference(Evaluator):
+    """`rows` held-out rows are read, and frames of the first `completed_rows` completed; `margin` in nats per patch token."""
 
-    loss_nats: float
-    floors_nats: dict[str, float]
-    by_frame_nats: list[float]  # from frame 1 on
-    floors_by_frame_nats: dict[str, list[float]] = field(default_factory=dict)  # the same, with the constants of the whole
-    rows: int
-    tokens: int
-    margin_nats: float = MARGIN_NATS
+    neutral: ClassVar[Neutral] = "it reads losses and changes nothing"
+    rows: int = within(1, MOST_ROWS, default=128)
+    completed_rows: int = within(1, MOST_ROWS, default=32)
+    margin: float = within(0.0, 100.0, default=0.1)
+    measures: ClassVar[Mapping[str, Measure]] = {"loss_nats": Measure(unit="nats per patch token", per_token=True)}
+    needs: ClassVar[tuple[str, ...]] = ("causal",)
 
-    @property
-    def best_floor_nats(self) -> float:
-        return min(self.floors_nats.values())
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
-    @property
-    def learned(self) -> bool:
-        return self.loss_nats <= self.best_floor_nats - self.margin_nats
+    def unfit(self, material: Material) -> str:
+        return "" if isinstance(material.source, Frames) else "its rows are not frames of one automaton, in their order"
+
+    def watched(self, subject: Subject) -> dict[str, float]:
+        return dict(self.summary(self._items(subject)[0]))
+
+    def read(self, subject: Subject) -> Reading:
+        """Return an item a row, the bar, losses and floors by frame, and the accuracies of completed frames."""
+        items, nll_RT, tokens_RT = self._items(subject)
+        source = _frames(subject)
+        training = np.stack([row.tokens_T for row in subject.rows("train", count=self.rows)])
+        floors = floors_of(tokens_RT, training_SU=training, frame_tokens=source.frame_tokens, cells=source.cells)
+        loss, level = self.summary(items)["loss_nats"], floors.best - self.margin
+        completed = frame_completion(
+            _choose(subject, below=source.patch_ids),
+            tokens_RT[: self.completed_rows],
+            frame_tokens=source.frame_tokens,
+            decode=source.decode,
+        )
+        by_frame = nats_by_frame(nll_RT, frame_tokens=source.frame_tokens)
+        return Reading(
+            items=items,
+            bar=Bar(
+                number="loss_nats",
+                level=level,
+                met=loss <= level,
+                unmet="did not learn: nothing to transfer",
+                levels={f"floor: {name}": nats for name, nats in floors.whole.items()},
+            ),
+            facts={
+                "margin_nats": self.margin,
+                "by_frame_nats": by_frame,
+                "floors_by_frame_nats": floors.by_frame,
+                "completion": asdict(completed),
+            },
+            figure=_figure(by_frame, floors),
+        )
+
+    def summary(self, items: Sequence[Item]) -> dict[str, float]:
+        """Return loss_nats per scored token, rows and tokens."""
+        nats, tokens = (sum(i.values[name] for i in items) for name in ("nats", "tokens"))
+        if not tokens:
+            raise DataError("no row was read, so there is no loss to tell")
+        return {"loss_nats": nats / tokens, "rows": len(items), "tokens": int(tokens)}
+
+    def tokens(self, material: Material, *, whole: bool) -> float:
+        return float(self.rows * material.seq_len * (2 if whole else 1))
+
+    def _items(self, subject: Subject) -> tuple[list[Item], Float[np.ndarray, "R T"], Int[np.ndarray, "R T+1"]]:
+        held_out = subject.rows("valid", count=self.rows)
+        tokens_RT = np.stack([np.concatenate([row.tokens_T[:1], row.targets_T]) for row in held_out])
+        nll_RT = subject.nats(held_out)
+        asked_T = scored((1, tokens_RT.shape[1]), _frames(subject).frame_tokens)[0, 1:]
+        items = [
+            Item(id=f"valid-{r}", group="rows", values={"nats": float(nll_T[asked_T].sum()), "tokens": float(asked_T.sum())})
+            for r, nll_T in enumerate(nll_RT.astype(np.float64))
+        ]
+        return items, nll_RT, tokens_RT
 
 
-def rule_inference(
-    nll_RT: Float[np.ndarray, "R T"],
-    tokens_RT: Int[np.ndarray, "R T+1"],
-    *,
-    training_SU: Int[np.ndarray, "S U"],
-    frame_tokens: int,
-    cells: tuple[int, int] | None = None,
-) -> RuleInference:
-    """Return the model's loss beside the floors.
-
-    `nll_RT` are losses of tokens 1.. of each row (the first token is never asked); `training_SU` gives the global unigram;
-    `cells` is (states, cells of a patch): without it, or with patches of one cell, the last floor is left out.
-    """
-    scored_RT = _scored(tokens_RT.shape, frame_tokens)
-    patches = training_SU[:, _inside(training_SU.shape[1], frame_tokens)]
-    vocabulary = int(max(tokens_RT.max(), training_SU.max())) + 1
-    counts = np.bincount(patches.ravel(), minlength=vocabulary) + 0.5
-    unigram = counts / counts.sum()
-    model_nats = nll_RT[scored_RT[:, 1:]]
-    frame_T = np.arange(tokens_RT.shape[1]) // frame_tokens
-    by_frame = floors_by_frame(tokens_RT, unigram=unigram, frame_tokens=frame_tokens, cells=cells)
-    asked_F = _asked_by_frame(tokens_RT.shape[1], frame_tokens)
-    return RuleInference(
-        loss_nats=float(model_nats.mean()),
-        floors_nats={name: float(np.average(nats_F, weights=asked_F)) for name, nats_F in by_frame.items()},
-        by_frame_nats=[float(nll_RT[:, (frame_T[1:] == f + 1) & scored_RT[0, 1:]].mean()) for f in range(len(asked_F))],
-        floors_by_frame_nats={name: nats_F.tolist() for name, nats_F in by_frame.items()},
-        rows=len(tokens_RT),
-        tokens=int(model_nats.size),
-    )
+def _frames(subject: Subject) -> Frames:
+    source = subject.source
+    assert isinstance(source, Frames), "it fits the stage"
+    return source
 
 
-def after_first_frame(nll_RT: Float[np.ndarray, "R T"], *, frame_tokens: int) -> float:
-    """Return the mean loss of the scored tokens alone; `nll_RT` as in `rule_inference`."""
-    return float(nll_RT[:, _scored((1, nll_RT.shape[1] + 1), frame_tokens)[0, 1:]].mean())
+def _choose(subject: Subject, *, below: int) -> Callable[[Any, int], Any]:
+    return lambda tokens_RT, last: subject.likeliest(tokens_RT, last, below=below)
 
 
-def floors(
-    tokens_RT: Int[np.ndarray, "R T"],
-    *,
-    unigram: Float[np.ndarray, "V"],
-    frame_tokens: int,
-    cells: tuple[int, int] | None = None,
-) -> dict[str, float]:
-    """Return the floors in nats per scored token; `cells` as in `rule_inference`."""
-    asked_F = _asked_by_frame(tokens_RT.shape[1], frame_tokens)
-    by_frame = floors_by_frame(tokens_RT, unigram=unigram, frame_tokens=frame_tokens, cells=cells)
-    return {name: float(np.average(nats_F, weights=asked_F)) for name, nats_F in by_frame.items()}
-
-
-def floors_by_frame(
-    tokens_RT: Int[np.ndarray, "R T"],
-    *,
-    unigram: Float[np.ndarray, "V"],
-    frame_tokens: int,
-    cells: tuple[int, int] | None = None,
-) -> dict[str, Float[np.ndarray, "F"]]:
-    """Return the floors frame by frame, in nats per scored token; their constants are best over all frames together."""
-    scored_T = _scored((1, tokens_RT.shape[1]), frame_tokens)[0]
-    inside_T = _inside(tokens_RT.shape[1], frame_tokens)
-    asked_F = _asked_by_frame(tokens_RT.shape[1], frame_tokens)
-    count = len(asked_F)
-    shares = _SHARES[:, None]
-    sums = {
-        "global unigram": np.zeros((count, 1)),
-        "in-context unigram": np.zeros((count, len(_STRENGTHS))),
-        "previous frame": np.zeros((count, len(_SHARES), len(_STRENGTHS))),
-        "in-context place statistics": np.zeros((count, len(_STRENGTHS), len(_STRENGTHS))),
-        "an earlier frame": np.zeros((count, count, len(_SHARES), len(_STRENGTHS))),
+def _figure(by_frame: list[float], floors: Floors) -> dict[str, Any]:
+    return {
+        "caption": "Rules that the model never saw: loss by frame, beside what simple statistics reach from frame 1 on.",
+        "xlabel": "frame of the roll-out",
+        "ylabel": "nats per patch token",
+        "lines": {"model": [list(range(1, len(by_frame) + 1)), by_frame]},
+        "levels": {f"floor: {name}": nats for name, nats in floors.whole.items()},
     }
-    for row_T in tokens_RT:
-        seen: dict[int, int] = defaultdict(int)
-        after: dict[tuple[int, int], int] = defaultdict(int)
-        contexts: dict[int, int] = defaultdict(int)
-        total = 0
-        for t, token in enumerate(row_T.tolist()):
-            if not inside_T[t]:
-                continue
-            before = int(row_T[t - frame_tokens]) if t >= frame_tokens else -1
-            if scored_T[t]:
-                f = t // frame_tokens - 1
-                base = unigram[token]
-                adaptive = (seen[token] + _STRENGTHS * base) / (total + _STRENGTHS)
-                sums["global unigram"][f] -= math.log(base)
-                sums["in-context unigram"][f] -= np.log(adaptive)
-                hit, miss = -np.log(shares + (1 - shares) * adaptive), -np.log((1 - shares) * adaptive)
-                sums["previous frame"][f] += hit if before == token else miss
-                placed = after[before, token] + _STRENGTHS[:, None] * adaptive
-                sums["in-context place statistics"][f] -= np.log(placed / (contexts[before] + _STRENGTHS[:, None]))
-                earlier_K = row_T[t - frame_tokens * np.arange(1, f + 2)] == token  # k = 1, 2, .. as far as the row goes
-                earlier = sums["an earlier frame"][f]
-                earlier[: f + 1] += np.where(earlier_K[:, None, None], hit, miss)
-                earlier[f + 1 :] -= np.log(adaptive)  # nothing stood there yet
-            seen[token] += 1
-            total += 1
-            if before >= 0:
-                after[before, token] += 1
-                contexts[before] += 1
-    if cells is not None and cells[1] > 1:
-        sums["in-context cell statistics"] = _cell_sums(tokens_RT, frame_tokens=frame_tokens, states=cells[0], each=cells[1])
-    return {name: _at_best_constants(value) / (len(tokens_RT) * asked_F) for name, value in sums.items()}
-
-
-def _cell_sums(tokens_RT: Int[np.ndarray, "R T"], *, frame_tokens: int, states: int, each: int) -> Float[np.ndarray, "F S S"]:
-    """Nats by frame and strength of a predictor that counts which state followed which in a cell; patches are sums of cells."""
-    scored_T = _scored((1, tokens_RT.shape[1]), frame_tokens)[0]
-    inside_T = _inside(tokens_RT.shape[1], frame_tokens)
-    sums = np.zeros((len(_asked_by_frame(tokens_RT.shape[1], frame_tokens)), len(_STRENGTHS), len(_STRENGTHS)))
-    for row_T in tokens_RT:
-        digits_TC = row_T[:, None] // states ** np.arange(each) % states
-        seen_N, after_NN = np.zeros(states), np.zeros((states, states))
-        for t in np.flatnonzero(inside_T):
-            now_C = digits_TC[t]
-            if scored_T[t]:
-                before_C = digits_TC[t - frame_tokens]
-                base_SC = (seen_N[now_C] + _STRENGTHS[:, None] / states) / (seen_N.sum() + _STRENGTHS[:, None])
-                placed = after_NN[before_C, now_C] + _STRENGTHS[:, None, None] * base_SC
-                found = placed / (after_NN[before_C].sum(1) + _STRENGTHS[:, None, None])
-                sums[t // frame_tokens - 1] -= np.log(found).sum(-1)
-            np.add.at(seen_N, now_C, 1)
-            if t >= frame_tokens:
-                np.add.at(after_NN, (digits_TC[t - frame_tokens], now_C), 1)
-    return sums
-
-
-def _at_best_constants(sums: Float[np.ndarray, "F ..."]) -> Float[np.ndarray, "F"]:
-    by_constants = sums.reshape(len(sums), -1)
-    return by_constants[:, by_constants.sum(0).argmin()]
-
-
-def _asked_by_frame(length: int, frame_tokens: int) -> Int[np.ndarray, "F"]:
-    """How many tokens of a row are scored in each frame after the first; frames without any are left out."""
-    scored_T = _scored((1, length), frame_tokens)[0]
-    counts = np.bincount(np.arange(length) // frame_tokens, weights=scored_T).astype(np.int64)[1:]
-    return counts[counts > 0]
-
-
-def _inside(length: int, frame_tokens: int) -> Bool[np.ndarray, "T"]:
-    place_T = np.arange(length) % frame_tokens
-    return (place_T != 0) & (place_T != frame_tokens - 1)
-
-
-def _scored(shape: tuple[int, ...], frame_tokens: int) -> Bool[np.ndarray, "R T"]:
-    return np.broadcast_to(_inside(shape[1], frame_tokens) & (np.arange(shape[1]) >= frame_tokens), shape)

@@ -3,16 +3,17 @@ meet.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from seedbed import mixture, models, objectives, optimizers, packing, schedules, sources, tokenizers, views
+from seedbed import mixture, models, objectives, optimizers, packing, schedules, sources, tokenizers, transfer, views
 from seedbed.core.config import merged
 from seedbed.core.errors import ConfigError, nearest
 from seedbed.core.patterns import first_match, matches
+from seedbed.core.protocols import Transfer
 from seedbed.core.records import Cost, Progress, Role, blank
 from seedbed.core.registry import Registry
 from seedbed.engine.lent import Lent
@@ -21,7 +22,8 @@ from seedbed.engine.ranks import Ranks
 from seedbed.engine.step import Term
 from seedbed.engine.system import System
 from seedbed.engine.train import Stage
-from seedbed.experiments.recipe import Part, RunPlan, StageSpec
+from seedbed.experiments.plan.run_plan import RunPlan
+from seedbed.experiments.plan.specs import Part, StageSpec
 from seedbed.experiments.streams import BuiltStream, gives_text
 
 
@@ -110,6 +112,13 @@ def steps_of(plan: RunPlan, spec: StageSpec, system: System) -> int:
     tokens = stream.batch_size * stream.seq_len
     if budget.steps is not None:
         return budget.steps
+    if budget.seconds is not None:
+        if budget.timed is None:
+            raise ConfigError(
+                f"stages.{spec.name}.budget: {budget.seconds:g} seconds become steps when a run begins, by timing one; give "
+                "steps, tokens or FLOPs to know beforehand"
+            )
+        return budget.timed.steps
     if budget.tokens is not None:
         return max(1, round(budget.tokens / tokens))
     forward = system.model.cost(blank(rows=stream.batch_size, seq_len=stream.seq_len))
@@ -156,13 +165,18 @@ def build_stage(
         step_cost=step_cost_of(spec, system),
         micro_batch_size=micro_batch_size or spec.micro_batch_size or stream.batch_size,
         clip_norm=spec.clip_norm,
-        evaluate_every=max(1, steps // spec.evaluations),
-        evaluate_at=frozenset(spec.evaluate_at),
         checkpoint_every=plan.checkpoint_every,
         keep_every=plan.keep_every,
         keep_at=frozenset(b.at for b in plan.branches.values() if isinstance(b.at, int)),
         clock=clock,
     )
+
+
+def rules_of(spec: StageSpec) -> Transfer:
+    """Return what says what becomes of each weight over a stage's border."""
+    assert spec.weights is not None
+    rules: Transfer = transfer.parts.build(spec.weights.part, path=f"stages.{spec.name}.weights")
+    return rules
 
 
 def layout_free(plan: RunPlan) -> bool:
@@ -228,11 +242,11 @@ def check_parts(plan: RunPlan) -> None:
         path = f"stages.{stage.name}"
         with torch.device("meta"):
             system = build_system(plan, stage, build_model(plan, stage, vocab_size=8))
-        if stage is last and plan.evaluate.samples and gives_text(plan.streams[stage.stream]):
+        if stage is last and plan.samples.prompts and gives_text(plan.streams[stage.stream]):
             try:
                 model_kind(plan, stage).stepper(system.model)
             except ConfigError as e:
-                raise ConfigError(f"evaluate.samples: {e} (or leave `samples` empty)") from None
+                raise ConfigError(f"samples: {e} (or leave `samples` empty)") from None
         _check_patterns(stage, list(system.roles.values()))
         _check_sight(plan, stage)
         optimizers.parts.build(stage.optimizer, path=f"{path}.optimizer")
@@ -284,10 +298,9 @@ def _check_sight(plan: RunPlan, stage: StageSpec) -> None:
 def _check_patterns(stage: StageSpec, roles: list[Role]) -> None:
     """Raise ConfigError for a role pattern that cannot be read or addresses nothing."""
     layers = 1 + max((r.layer for r in roles if r.layer is not None), default=-1)
-    weights = stage.weights
-    lists = {"frozen": stage.frozen}
-    if weights is not None:
-        lists |= {"weights.fresh": weights.fresh, "weights.redraw": weights.redraw, "weights.keep": weights.keep}
+    lists: dict[str, Sequence[str]] = {"frozen": stage.frozen}
+    if stage.weights is not None:
+        lists |= {f"weights.{name}": patterns for name, patterns in rules_of(stage).patterns.items()}
     for where, patterns in lists.items():
         for pattern in patterns:
             try:
@@ -303,7 +316,7 @@ def _check_patterns(stage: StageSpec, roles: list[Role]) -> None:
 
 def rooms() -> dict[str, Registry]:
     """Return the registries of all rooms by name."""
-    from seedbed import curate, evaluate, scorers, trackers, transfer, writers
+    from seedbed import curate, evaluate, scorers, trackers, writers
     from seedbed.models import layers
 
     found = [sources, curate, tokenizers, packing, mixture, views, models, layers, objectives, optimizers, schedules]

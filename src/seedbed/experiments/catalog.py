@@ -8,10 +8,11 @@ from typing import Any
 from seedbed.core.bounds import range_of
 from seedbed.core.errors import ConfigError, DataError, SeedbedError, nearest
 from seedbed.core.json_files import read_object
-from seedbed.experiments.assemble import rooms
-from seedbed.experiments.comparison import FILE as COMPARISON
-from seedbed.experiments.recipe import load, shipped
-from seedbed.experiments.run import finished
+from seedbed.core.run_record import COMPARISON
+from seedbed.experiments.assemble import rooms, rules_of
+from seedbed.experiments.plan.load import load, shipped
+from seedbed.experiments.run.evaluations import evaluations_of
+from seedbed.experiments.run.run import finished
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,12 +61,17 @@ def _explain_recipe(name: str) -> str:
     lines = [f"{r.name}: {r.title}", r.paper, ""]
     for spec in r.stages:
         budget = spec.budget.model_dump(exclude_none=True)
-        origin = f", weights from {spec.weights.from_} (fresh: {', '.join(spec.weights.fresh)})" if spec.weights else ""
+        origin = f", weights from {spec.weights.from_} by {rules_of(spec)}" if spec.weights else ""
         lines.append(f"stage {spec.name}: {budget} of stream {spec.stream}{origin}")
     if r.study:
         lines += ["", f"control: {r.study.control.name}: {r.study.control.change or 'the recipe as it is'}"]
         lines += [f"arm {arm}: {change or 'the recipe as it is'}" for arm, change in r.study.arms.items()]
-        lines += [f"seeds {r.study.seeds}, metric {r.study.metric}, alpha {r.study.alpha}, margin {r.study.margin}"]
+        asked = ", ".join(
+            f"{name} ({one.spec.kind})" for name, one in evaluations_of(loaded.plan(arm=loaded.arms[0], seed=0)).items()
+        )
+        lines += [f"evaluations: {asked}"]
+        metric = r.study.metric or "of the first evaluation"
+        lines += [f"seeds {r.study.seeds}, metric {metric}, alpha {r.study.alpha}, margin {r.study.margin}"]
     lines += ["", f"scales: {', '.join(r.scales) or 'none'}"]
     return "\n".join(lines)
 

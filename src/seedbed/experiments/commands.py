@@ -14,20 +14,25 @@ from seedbed.core.run_record import FEEDBACK
 from seedbed.engine.checkpoints import latest, load_checkpoint, read_state
 from seedbed.engine.precision import prepare_machine
 from seedbed.engine.ranks import join_ranks
-from seedbed.evaluate.bits_per_byte import BitsPerByte, summary
+from seedbed.evaluate.bits_per_byte import BitsPerByte, items_of, summary
 from seedbed.experiments.assemble import build_model, check_parts, model_kind, reads_text
-from seedbed.experiments.borders import check_givers
-from seedbed.experiments.carried import Reader, reader_of
-from seedbed.experiments.comparison import Comparison
-from seedbed.experiments.feedback import append
-from seedbed.experiments.layout import Sitting
-from seedbed.experiments.memory import check_fits
-from seedbed.experiments.readings import check_held_out
-from seedbed.experiments.recipe import RunPlan, load, read_plan, recipe_text_of
-from seedbed.experiments.run import RunResult, create, execute, finished, refuse_packed, refuse_taken
-from seedbed.experiments.streams import build_stream
-from seedbed.experiments.study import RunStatus, resume_study
-from seedbed.experiments.tracking import checked_kinds
+from seedbed.experiments.estimate.memory import check_fits
+from seedbed.experiments.estimate.timing import timed
+from seedbed.experiments.plan.load import Loaded, load, recipe_text_of
+from seedbed.experiments.plan.run_plan import RunPlan, read_plan
+from seedbed.experiments.run.borders import check_givers, check_vocabularies
+from seedbed.experiments.run.carried import Reader, reader_of
+from seedbed.experiments.run.evaluations import evaluations_of
+from seedbed.experiments.run.feedback import append
+from seedbed.experiments.run.layout import Sitting
+from seedbed.experiments.run.readings import check_readings
+from seedbed.experiments.run.run import RunResult, create, execute, finished, refuse_packed, refuse_taken
+from seedbed.experiments.run.tracking import checked_kinds
+from seedbed.experiments.streams import BuiltStream, build_stream
+from seedbed.experiments.study.comparison import Comparison
+from seedbed.experiments.study.outcomes import settled
+from seedbed.experiments.study.side_by_side import RunStatus
+from seedbed.experiments.study.study import resume_study
 from seedbed.mixture.weighted import CHANGED, check_weights
 from seedbed.scorers.own_run import OwnRun
 from seedbed.writers.sample import Sample
@@ -48,7 +53,28 @@ def plan_run(
     plan = loaded.plan(arm=arm or loaded.arms[0], seed=seed, **where)
     check_parts(plan)
     check_givers(plan)
-    return plan
+    return timed(plan)
+
+
+def validated(recipe: str | Path, **settings: Any) -> Loaded:
+    """Return a recipe whose every arm was looked at as a run would be, without training; `settings` as for `load`."""
+    loaded = load(recipe, **settings)
+    for arm in loaded.arms:
+        plan = loaded.plan(arm=arm, seed=0)
+        check_parts(plan)
+        check_givers(plan)
+        checked_streams(plan)
+        if loaded.recipe.study is not None:
+            settled(plan, loaded.recipe.study.metric)
+    return loaded
+
+
+def checked_streams(plan: RunPlan) -> dict[str, BuiltStream]:
+    """Return a plan's streams. Raises what missing data, questions that cannot be asked and models that don't fit raise."""
+    built = {name: build_stream(name, spec) for name, spec in plan.used_streams.items()}
+    check_readings(plan, built)
+    check_vocabularies(plan, {name: b.stream.vocab_size for name, b in built.items()})
+    return built
 
 
 def run(
@@ -67,9 +93,7 @@ def run(
     checked_kinds(track)
     folder = Path(out) if out else Path("runs") / plan.name / plan.arm / f"seed-{plan.seed}"
     refuse_taken(folder)
-    built = {name: build_stream(name, spec) for name, spec in plan.used_streams.items()}
-    for stream in built.values():
-        check_held_out(plan, stream)  # missing or bad data is found before a folder is made
+    built = checked_streams(plan)  # missing or bad data is found before a folder is made
     check_fits(plan, built, join_ranks())
     create(plan, folder, recipe_text=recipe_text_of(recipe))
     return execute(folder, say=say, sitting=Sitting(track=tuple(track)))
@@ -175,7 +199,7 @@ def evaluate_text(
 
     `text` is a file, folder, glob, builtin:NAME or hub:NAME, or a prepared folder, whose documents are read as text again.
     """
-    from seedbed.experiments.prepare import Preparation, documents_of  # whose curation compiles: slow to import
+    from seedbed.experiments.prepare.prepare import Preparation, documents_of  # whose curation compiles: slow to import
 
     trained = open_run(folder, device=device)
     asked = Preparation(paths=(text,), text_key=text_key, document_bytes=MOST_BYTES)
@@ -188,9 +212,16 @@ def evaluate_text(
         model=trained.model,
         tokenizer=trained.tokenizer,
         seq_len=trained.seq_len,
-        stride=stride or trained.plan.evaluate.stride,
+        stride=stride or _stride_of(trained.plan),
     )
-    return summary(BitsPerByte()(scorer, documents))
+    losses = scorer.score([d.data.get("ids", d.text) for d in documents])
+    return summary(items_of(documents, losses, trained.tokenizer))
+
+
+def _stride_of(plan: RunPlan) -> int | None:
+    """The windows in which a run's own held-out text was read."""
+    parts = (one.part for one in evaluations_of(plan).values())
+    return next((part.stride for part in parts if isinstance(part, BitsPerByte)), None)
 
 
 def sample(

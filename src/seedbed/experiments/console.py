@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from seedbed.engine.precision import available_threads
-from seedbed.experiments.comparison import Comparison
 from seedbed.experiments.environment import memory_gib, processor
-from seedbed.experiments.estimate import estimate
-from seedbed.experiments.recipe import Loaded, parse_seeds
-from seedbed.experiments.study import RunStatus
+from seedbed.experiments.estimate.estimate import estimate
+from seedbed.experiments.estimate.timing import timed
+from seedbed.experiments.plan.arms import parse_seeds
+from seedbed.experiments.plan.load import Loaded
+from seedbed.experiments.study.comparison import Comparison
+from seedbed.experiments.study.side_by_side import RunStatus
 
 _EVERY_SECONDS = 30.0
 
@@ -90,7 +92,8 @@ class Console:
         print(f"arms: {', '.join(arms)}; seeds: {', '.join(map(str, self._seeds))}")
         print(f"{self._jobs} run(s) side by side, {self._threads} thread(s) each")
         found = {
-            a: estimate(self._loaded.plan(arm=a, seed=self._seeds[0], threads=self._threads, **self._chosen)) for a in set(arms)
+            a: estimate(timed(self._loaded.plan(arm=a, seed=self._seeds[0], threads=self._threads, **self._chosen)))
+            for a in set(arms)
         }
         seconds = sum(s.seconds for a in arms for s in found[a]) * len(self._seeds) / self._jobs
         for arm in dict.fromkeys(arms):

@@ -15,7 +15,7 @@ from seedbed.core.errors import DataError
 from seedbed.core.json_files import read_object
 from seedbed.core.run_record import PLAN, RunRecord, runs_of
 from seedbed.engine.checkpoints import latest, weights_fingerprint
-from seedbed.experiments.recipe import WHERE
+from seedbed.experiments.plan.run_plan import WHERE
 
 _SPENT = ("positions", "flops_run", "flops_ideal")  # of a ledger's lines; seconds differ between any two runs
 _ADVICE = "resume that run, or compare another"
@@ -73,7 +73,7 @@ class Difference:
     code: Group
     environment: Group
     layout: Group
-    scores: Group  # test metrics, and losses of automaton stages on unseen rules
+    scores: Group  # the numbers of evaluations
     ledger: Group  # totals over all stages
     losses: Losses
     seconds_one: float | None  # in all; never counted as a difference
@@ -102,7 +102,7 @@ def diff(one: str | Path, other: str | Path) -> Difference:
         code=_both(a, b, "code", lacking="no env.json"),
         environment=_both(a, b, "environment", lacking="no env.json"),
         layout=Group(changes=[*_compared(a.asked(), b.asked()).changes, *used.changes], absent=used.absent),
-        scores=_both(a, b, "scores", lacking="no test metrics yet"),
+        scores=_both(a, b, "scores", lacking="no evaluations yet"),
         ledger=_both(a, b, "ledger", lacking="no ledger yet (neither final.json nor a checkpoint)"),
         losses=_losses(a.losses, b.losses),
         seconds_one=a.seconds(),
@@ -158,8 +158,9 @@ class _Run:
     def scores(self) -> dict[str, Any] | None:
         if self.final is None or self.final["status"] != "done":
             return None
-        stages = {name: {k: found[k] for k in ("loss_nats", "learned")} for name, found in self.final["stage0"].items()}
-        return _flat({**{k: self.final[k] for k in ("test", "held_out") if k in self.final}, "unseen_rules": stages})
+        told = self.final["evaluations"]
+        met = {name: {"bar met": found["bar"]["met"]} for name, found in told.items() if "bar" in found}
+        return _flat({name: found["numbers"] | met.get(name, {}) for name, found in told.items()})
 
     def ledger(self) -> dict[str, Any] | None:
         found = self._last("ledger")
@@ -253,7 +254,7 @@ def as_text(found: Difference) -> str:
     for name in ("recipe", "data", "code", "environment", "layout"):
         lines += ["", *_section(name, getattr(found, name))]
     lines += ["", "numbers"]
-    for title, group in (("test metrics", found.scores), ("ledger", found.ledger)):
+    for title, group in (("evaluations", found.scores), ("ledger", found.ledger)):
         lines += [f"  {line}" for line in _section(title, group)]
     lines.append(f"  losses: {_losses_line(found.losses)}")
     verdict = {True: "the same", False: "different", None: "not compared"}[found.weights_equal]

@@ -15,8 +15,9 @@ from seedbed.core.errors import ConfigError, DataError
 from seedbed.core.records import Draw, Row
 from seedbed.core.run_record import RunRecord
 from seedbed.experiments.assemble import build_model, build_system, steps_of
-from seedbed.experiments.feedback import read_feedback
-from seedbed.experiments.recipe import RunPlan, load, read_plan
+from seedbed.experiments.plan.load import load
+from seedbed.experiments.plan.run_plan import RunPlan, read_plan
+from seedbed.experiments.run.feedback import read_feedback
 from seedbed.experiments.streams import BuiltStream, build_stream
 
 

@@ -1,4 +1,4 @@
-"""Streams, built as a plan says: sources, tokenizer, packing, mixture and views put together, and the texts held out of them.
+"""Streams, built as a plan says: sources, tokenizer, packing, mixture and views put together.
 
 Nothing here needs torch, so a data worker starts without it.
 """
@@ -10,11 +10,11 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from seedbed import mixture, packing, sources, tokenizers, views
-from seedbed.core.errors import ConfigError, nearest
+from seedbed.core.errors import ConfigError
 from seedbed.core.protocols import Corpus, Prepared, Source, Tokenizer, TokenStore
 from seedbed.core.registry import missing
 from seedbed.core.stream import Stream
-from seedbed.experiments.recipe import RunPlan, StreamSpec
+from seedbed.experiments.plan.specs import StreamSpec
 from seedbed.packing.store import CorpusTokens, Ordered
 from seedbed.sources.shards import ShardStore
 
@@ -151,30 +151,3 @@ def gives_text(spec: StreamSpec) -> bool:
     """Whether a stream's rows are made of documents, so that held-out text can be read with its tokenizer."""
     parts = spec.named_sources.values()
     return all(isinstance(sources.parts.build(p, shared={"seq_len": spec.seq_len}), Corpus | Prepared) for p in parts)
-
-
-def held_out_sets(plan: RunPlan, built: BuiltStream) -> dict[str, Corpus]:
-    """Return the corpora on which a text stream's model is evaluated, the main one first.
-
-    Raises ConfigError if several are there and none is named main, DataError if one cannot be read.
-    """
-    if built.tokenizer is None:
-        return {}
-    found: dict[str, Corpus] = dict(built.corpora)
-    if plan.evaluate.sets:
-        found = {}
-        for name, part in plan.evaluate.sets.items():
-            source = sources.parts.build(part, path=f"evaluate.sets.{name}")
-            if not isinstance(source, Corpus | Prepared):
-                raise ConfigError(f"evaluate.sets.{name}: held-out sets are text or shards, this source gives rows")
-            found[name] = source.store(built.tokenizer) if isinstance(source, Prepared) else source
-    main = plan.evaluate.main
-    if main not in found and not plan.evaluate.sets and built.stream.name != plan.stages[-1].stream:
-        main = next(iter(found))  # an earlier stage on texts of its own
-    if main is None:
-        if len(found) > 1:
-            raise ConfigError(f"evaluate.main: name the held-out set that the metric reads, one of: {', '.join(found)}")
-        main = next(iter(found))
-    if main not in found:
-        raise ConfigError(f"evaluate.main: no held-out set {main!r}; {nearest(main, found)}")
-    return {main: found[main], **{name: corpus for name, corpus in found.items() if name != main}}

@@ -61,8 +61,10 @@ class Weighted(Mixture):
             check_weights(weights)
 
     def resolved(self, amounts: Mapping[str, Mapping[str, float]]) -> "Weighted":
-        """Return the mixture for sources of these sizes (name -> rows, bytes, seconds). Raises ConfigError for names that do
-        not fit."""
+        """Return the mixture for sources of these sizes (name -> rows, bytes, seconds).
+
+        Raises ConfigError for names that do not fit.
+        """
         for weights in [*self._all_weights(), *([self.most_epochs] if isinstance(self.most_epochs, dict) else [])]:
             for name in weights:
                 if name not in amounts:

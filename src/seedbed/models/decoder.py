@@ -3,6 +3,7 @@
 transformer.py computes it, cache.py continues texts with it, hugging_face.py reads and writes it as others do.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
@@ -17,10 +18,12 @@ from seedbed.models.sites import chosen
 from seedbed.models.sizes import SIZES
 from seedbed.models.transformer import Transformer
 
+_HF = "hf:"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder(ModelKind):
-    """Settings of a decoder. `size` names a preset, or as `hf:FOLDER` a model folder; what is given beside it wins."""
+    """Settings of a decoder. `size` names a preset, or in a recipe as `hf:FOLDER` a model folder; what is beside it wins."""
 
     neutral: ClassVar[Neutral] = {"attention_dropout": 0.0}
     size: str | None = None
@@ -75,6 +78,14 @@ class Decoder(ModelKind):
         rotary_frequencies(self.head_width, base=self.rope_base, scaling=self.rope_scaling)  # refuses what it does not know
         chosen(self.layers)
 
+    @classmethod
+    def settled(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return settings in which a model folder (`size: hf:FOLDER`) is replaced by its numbers; errors as it has them."""
+        size = settings.get("size")
+        if not (isinstance(size, str) and size.startswith(_HF)):
+            return dict(settings)
+        return {**folder_settings(size.removeprefix(_HF)), **{k: v for k, v in settings.items() if k != "size"}}
+
     @property
     def width(self) -> int:
         return self.d_model or 0
@@ -110,8 +121,6 @@ class Decoder(ModelKind):
 def _preset(size: str | None) -> dict[str, Any]:
     if size is None:
         return {}
-    if size.startswith("hf:"):
-        return folder_settings(size.removeprefix("hf:"))
     if size not in SIZES:
-        raise ConfigError(f"no size {size!r}; {nearest(size, SIZES)} (or hf:FOLDER)")
+        raise ConfigError(f"no size {size!r}; {nearest(size, SIZES)} (or, in a recipe, hf:FOLDER)")
     return SIZES[size]

@@ -31,9 +31,8 @@ def _maker() -> str:
         return "AuthenticAMD" if "AuthenticAMD" in platform.processor() else "unknown"  # Windows says it there
 
 
-LIBRARY = (
-    _library()
-)  # what multiplies float32 matrices on this processor: oneDNN on AMD's, where torch has it, else torch's BLAS
+# what multiplies float32 matrices on this processor: oneDNN on AMD's, where torch has it, else torch's BLAS
+LIBRARY = _library()
 
 
 def product(a_MK: Float[Tensor, "M K"], b_KN: Float[Tensor, "K N"]) -> Float[Tensor, "M N"]:

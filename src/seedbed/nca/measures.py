@@ -6,6 +6,9 @@ Papers: Langton (1990), "Computation at the edge of chaos" (entropy and mutual i
 Letters: F frames, G grid side, N states.
 """
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -54,6 +57,34 @@ def damage(automaton: Automaton, index: int, *, seed: int, split: str = "train")
         for grid in (made.frames_FGG[0], changed)
     ]
     return float((ends[0] != ends[1]).mean())
+
+
+def described(automaton: Automaton, *, rules: int, measured: int, seed: int) -> dict[str, Any]:
+    """Return what random rules are like, ready for JSON: gzip ratios, how many a band accepts, and of the first `measured` the
+    other measures, each as quantiles."""
+    survey = automaton.survey(rules, seed=seed)
+    free = replace(automaton, band=(0.0, 2.0))
+    behavior: dict[str, list[float]] = {"entropy_bits": [], "mutual_information_bits": [], "damage": []}
+    for i in range(min(rules, measured)):
+        world = free.rollout(i, frames=10, seed=seed).frames_FGG
+        behavior["entropy_bits"].append(entropy_bits(world, states=automaton.states))
+        behavior["mutual_information_bits"].append(mutual_information_bits(world, states=automaton.states))
+        behavior["damage"].append(damage(free, i, seed=seed))
+    shares = np.histogram(survey.ratios, [0, 0.1, 0.2, 0.3, 0.4, 0.5, 10])[0] / rules
+
+    def quantiles(values: Any) -> dict[str, float]:
+        return {str(q): float(np.quantile(values, q)) for q in survey.quantiles}
+
+    return {
+        "rules": rules,
+        "quantiles": quantiles(survey.ratios),
+        "shares": dict(zip(["0-.1", ".1-.2", ".2-.3", ".3-.4", ".4-.5", ".5+"], map(float, shares), strict=True)),
+        "ceiling": survey.ceiling,
+        "quantiles_normalized": {q: value / survey.ceiling for q, value in quantiles(survey.ratios).items()},
+        "band": list(survey.band),
+        "acceptance": survey.acceptance,
+        **{name: quantiles(values) for name, values in behavior.items()},
+    }
 
 
 def _entropy(counts: Float[np.ndarray, "..."] | np.ndarray) -> float:

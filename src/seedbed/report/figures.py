@@ -31,7 +31,7 @@ class Figure:
     data: Any
 
 
-def curves(series: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *, xlabel: str, ylabel: str) -> Figure:
+def curves(series: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *, xlabel: str, ylabel: str, what: str) -> Figure:
     """Draw mean curves with the range over seeds. `series`: arm -> seed -> (x, y) points; arms keep their order."""
     data: dict[str, Any] = {}
 
@@ -49,12 +49,11 @@ def curves(series: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *,
         axes.legend(frameon=False)
 
     svg = _svg("curves", draw)
-    return Figure(
-        name="curves", caption="Validation loss: mean over seeds, band from lowest to highest seed.", svg=svg, data=data
-    )
+    caption = f"On the way, {what}: mean over seeds, band from lowest to highest seed."
+    return Figure(name="curves", caption=caption, svg=svg, data=data)
 
 
-def differences(contrasts: Sequence[Mapping[str, Any]], *, margin: float, unit: str) -> Figure:
+def differences(contrasts: Sequence[Mapping[str, Any]], *, margin: float, unit: str, better: str) -> Figure:
     """Draw every seed's paired difference, the mean with its interval, and the margin that counts as no difference."""
 
     def draw(axes: Axes) -> None:
@@ -70,36 +69,40 @@ def differences(contrasts: Sequence[Mapping[str, Any]], *, margin: float, unit: 
                 axes.plot([c["mean"]], [y - 0.1], "D", color=color, markersize=6)
         axes.set_yticks([-i for i in range(len(contrasts))], [f"{c['arm']} − {c['reference']}" for c in contrasts])
         axes.set_ylim(-len(contrasts) + 0.4, 0.6)
-        axes.set(xlabel=f"difference in {unit} (left of 0: the first is better)")
+        axes.set(xlabel=f"difference in {unit} ({'left' if better == 'less' else 'right'} of 0: the first is better)")
         axes.legend(frameon=False, loc="best")
 
     data = [{k: c[k] for k in ("arm", "reference", "per_seed", "mean", "interval")} for c in contrasts]
     svg = _svg("differences", draw, height=1.3 + 0.8 * len(contrasts))
-    caption = "Paired differences on the test text: dots are seeds, the diamond is the mean, the bar its interval."
+    caption = "Paired differences: dots are seeds, the diamond is the mean, the bar its interval."
     return Figure(name="differences", caption=caption, svg=svg, data=data)
 
 
-def floors(stage0: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Draw the loss by frame on unseen rules, and each floor as a level. `stage0`: label -> rule_inference record."""
-    records = list(stage0.values())
+def of_evaluation(name: str, figures: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draw what an evaluator gave as a figure, of all runs in one: lines of each, and the mean of every level.
+
+    `figures`: label of a run ("ARM seed N", or empty) -> Reading.figure; runs of one arm have one color.
+    """
+    first = next(iter(figures.values()))
 
     def draw(axes: Axes) -> None:
-        colors: dict[str, str] = {}  # one an arm; its seeds are lines of the same color
-        for label, r in stage0.items():
-            y, arm = r["by_frame_nats"], label.rpartition(" seed ")[0] or label
-            name = f"model, {arm}" if arm not in colors else None
-            color = colors.setdefault(arm, _colors()[len(colors)])
-            axes.plot(range(1, len(y) + 1), y, color=color, marker="o", markersize=3.5, label=name)
-        styles = [":", "-.", "--", "-", (0, (1, 4)), (0, (5, 5))]
-        for style, name in zip(styles, records[0]["floors_nats"], strict=False):
-            level = float(np.mean([r["floors_nats"][name] for r in records]))
-            axes.axhline(level, color=COLORS[5], linestyle=style, linewidth=1.3, label=f"floor: {name}")
-        axes.set(xlabel="frame of the roll-out", ylabel="nats per patch token")
+        colors: dict[str, str] = {}
+        for label, figure in figures.items():
+            arm = label.rpartition(" seed ")[0] or label
+            for line, (xs, ys) in figure["lines"].items():
+                called = ", ".join(filter(None, (line, arm)))
+                new = called not in colors
+                color = colors.setdefault(called, _colors()[len(colors)])
+                axes.plot(xs, ys, color=color, marker="o", markersize=3.5, label=called if new else None)
+        styles = [":", "-.", "--", "-", (0, (1, 4)), (0, (5, 5))] * 4
+        for style, level in zip(styles, first.get("levels", {}), strict=False):
+            mean = float(np.mean([figure["levels"][level] for figure in figures.values()]))
+            axes.axhline(mean, color=COLORS[5], linestyle=style, linewidth=1.3, label=level)
+        axes.set(xlabel=first["xlabel"], ylabel=first["ylabel"])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, fontsize=8, ncols=2)
 
-    caption = "Stage 0 on rules it never saw: loss by frame, beside what simple statistics reach over frames 1 and later."
-    return Figure(name="stage0", caption=caption, svg=_svg("stage0", draw), data=dict(stage0))
+    return Figure(name=name, caption=first["caption"], svg=_svg(name, draw), data=dict(figures))
 
 
 def complexity(survey: Mapping[str, Any]) -> Figure:
@@ -122,7 +125,7 @@ def complexity(survey: Mapping[str, Any]) -> Figure:
 def learnability(settings: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw how far below the best floor each setting got, by tokens: a panel for states and patch, a line a run.
 
-    `settings`: records of a map (seedbed.experiments.learnability).
+    `settings`: records of a map (seedbed.experiments.study.learnability).
     """
     panels: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
     for s in sorted(settings, key=lambda s: (s["automaton"]["patch"], s["automaton"]["states"])):

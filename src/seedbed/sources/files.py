@@ -10,6 +10,7 @@ from pathlib import Path
 
 from seedbed.core.errors import DataError, nearest
 from seedbed.core.places import from_here
+from seedbed.sources.data_sets import data_place
 from seedbed.sources.shards import is_shards
 
 PROSE = (".txt", ".md")
@@ -144,7 +145,7 @@ def shown(name: str) -> str:
 
 
 def find_files(path: str) -> list[FoundFile]:
-    """Return the files that a file, a folder, a glob or builtin:NAME names, in the order of their names' bytes.
+    """Return the files that a file, a folder, a glob, builtin:NAME or data:NAME/... names, in the order of their names' bytes.
 
     A folder is read with all folders inside it, each once, links to folders included; in a glob `**` stands for any number
     of folders. Files and folders whose name starts with "." are left out unless the path itself names them, and so are files
@@ -152,6 +153,7 @@ def find_files(path: str) -> list[FoundFile]:
     """
     if path.startswith("builtin:"):
         return [_builtin(path.removeprefix("builtin:"))]
+    path = data_place(path)
     place = Path(os.path.expanduser(path))
     globbed = re.search(r"[*?[]", str(place)) is not None and not os.path.lexists(place)
     if is_shards(place):
@@ -165,7 +167,8 @@ def find_files(path: str) -> list[FoundFile]:
     found = [f for f in found if kind_of(f.path)]
     if not found:
         raise DataError(
-            f"{what}; give a file, a folder or a glob of {ALLOWED}, or builtin:prose, builtin:math, builtin:code, or hub:NAME"
+            f"{what}; give a file, a folder or a glob of {ALLOWED}, or builtin:prose, builtin:math, builtin:code, "
+            "data:NAME/... or hub:NAME"
         )
     return found
 

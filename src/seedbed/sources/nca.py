@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, UInt8
 
 from seedbed.core.bounds import LONGEST_ROW, within
 from seedbed.core.errors import ConfigError
@@ -48,6 +48,18 @@ class NcaRows(Automaton, Source):
     @property
     def frame_tokens(self) -> int:
         return self.patches.frame_tokens
+
+    @property
+    def patch_ids(self) -> int:
+        return self.patches.start_id
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        return self.states, self.patch**2
+
+    def decode(self, patches_RP: Int32[np.ndarray, "R P"]) -> UInt8[np.ndarray, "R G G"]:
+        """Return the cells of frames."""
+        return self.patches.decode(patches_RP)
 
     @property
     def frames(self) -> int:

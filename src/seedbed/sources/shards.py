@@ -32,6 +32,7 @@ from seedbed.core.places import place
 from seedbed.core.protocols import Corpus, Neutral, Tokenizer
 from seedbed.core.records import Document, Turn
 from seedbed.sources.columns import read_column, read_order
+from seedbed.sources.data_sets import data_place
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -166,18 +167,18 @@ class Shards:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """Return manifest.json. Raises DataError if the folder is no finished preparation."""
-        return read_manifest(Path(self.path))
+        return read_manifest(Path(data_place(self.path)))
 
     def tokenizer_spec(self) -> dict[str, Any]:
         """Return the tokenizer with which the folder was prepared, as a recipe names it."""
         spec = dict(self.manifest["tokenizer"]["part"])
         if "path" in spec:
-            spec["path"] = self.path  # its files lie beside the shards
+            spec["path"] = data_place(self.path)  # its files lie beside the shards
         return spec
 
     def store(self, tokenizer: Tokenizer) -> "ShardStore":
         """Open the shards. Raises DataError, naming the file, if one is missing, altered or does not fit the tokenizer."""
-        folder = Path(self.path)
+        folder = Path(data_place(self.path))
         problems = damage(folder, hashes=self.verify == "hashes")
         if problems:
             raise DataError(f"{'; '.join(problems[:3])}; put the file back or prepare the folder again")

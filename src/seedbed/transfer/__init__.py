@@ -2,4 +2,4 @@
 
 from seedbed.core.registry import Registry
 
-parts = Registry("transfer", {"rules": "seedbed.transfer.rules:Rules"})
+parts = Registry("transfer", {"rules": "seedbed.transfer.rules:Rules"}, promises="seedbed.core.protocols:Transfer")

@@ -15,18 +15,26 @@ from torch import Tensor
 from seedbed.core.draws import stream
 from seedbed.core.errors import ConfigError
 from seedbed.core.patterns import first_match
-from seedbed.core.protocols import Neutral
+from seedbed.core.protocols import Neutral, Transfer
 from seedbed.core.records import Role
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
+class Rules(Transfer):
     """Role patterns, tried in the order fresh, redraw, keep; a parameter that none matches is an error."""
 
     neutral: ClassVar[Neutral] = {"fresh": (), "redraw": (), "keep": ("*",)}
     fresh: tuple[str, ...] = ("embedding", "head")
     redraw: tuple[str, ...] = ()
     keep: tuple[str, ...] = ("*",)
+
+    @property
+    def patterns(self) -> dict[str, tuple[str, ...]]:
+        return {"fresh": self.fresh, "redraw": self.redraw, "keep": self.keep}
+
+    @property
+    def draws_anew(self) -> bool:
+        return bool(self.fresh)
 
     @torch.no_grad()
     def __call__(

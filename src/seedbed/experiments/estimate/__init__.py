@@ -1,0 +1,1 @@
+"""How long, how much memory: from the plan and a few measured passes."""

@@ -1,0 +1,1 @@
+"""A run's model as a folder that others open, with its tokenizer and its card."""

@@ -1,0 +1,77 @@
+"""Models that a run takes from recipes (`recipe:NAME`): each is trained first, as a run of its own in RUN/givers/NAME.
+
+It is the recipe's control (or its only arm) with the seed, and where it computes, of the run that takes it; it is stopped and
+gone on with as any run. What its training took is charged to the taker's ledger, or, with `charged: false`, given.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from seedbed.core.errors import ConfigError
+from seedbed.core.ledger import Ledger
+from seedbed.engine.ranks import Ranks
+from seedbed.experiments.plan.load import load
+from seedbed.experiments.plan.run_plan import RunPlan
+from seedbed.experiments.plan.specs import RECIPE, ModelSpec, WeightsSpec
+from seedbed.experiments.run.layout import SideRun, Sitting
+from seedbed.experiments.run.state import RunState
+
+FOLDER = "givers"
+_WHERE = ("device", "precision", "threads", "data_workers", "deterministic", "compiled", "recompute", "shard")
+
+
+def recipes_of(plan: RunPlan) -> dict[str, bool]:
+    """Return the recipes that a plan takes models from, recipe:NAME, and whether their training is charged."""
+    taken: list[WeightsSpec | ModelSpec] = [*(s.weights for s in plan.stages if s.weights), *plan.models.values()]
+    found: dict[str, bool] = {}
+    for spec in taken:
+        if spec.from_.startswith(RECIPE):
+            found[spec.from_] = found.get(spec.from_, False) or spec.charged
+    return found
+
+
+def place_in(folder: Path, name: str) -> Path:
+    """Return the folder of a giver's run; `name` is recipe:NAME."""
+    return folder / FOLDER / re.sub(r"[^\w.-]+", "-", Path(name.removeprefix(RECIPE)).stem)
+
+
+def giver_plan(plan: RunPlan, name: str) -> RunPlan:
+    """Return the plan of the run that gives. Raises what reading the recipe raises."""
+    loaded = load(name.removeprefix(RECIPE))
+    where = {name: getattr(plan, name) for name in _WHERE}
+    return loaded.plan(arm=loaded.arms[0], seed=plan.seed, **where)
+
+
+def chain_of(plan: RunPlan, *, before: tuple[str, ...] = ()) -> Iterator[RunPlan]:
+    """Give the plans of all givers, those of givers included. Raises ConfigError for a recipe that takes from itself."""
+    for name in recipes_of(plan):
+        if name in before:
+            raise ConfigError(f"{' -> '.join((*before, name))}: a recipe takes a model from itself; name another giver")
+        giving = giver_plan(plan, name)
+        yield giving
+        yield from chain_of(giving, before=(*before, name))
+
+
+def train_first(
+    plan: RunPlan,
+    folder: Path,
+    *,
+    state: RunState,
+    ranks: Ranks,
+    side_run: SideRun,
+    sitting: Sitting,
+    log: Callable[[str], None],
+) -> None:
+    """Train what is not trained yet of the models that a run takes from recipes, and charge it."""
+    for name, charged in recipes_of(plan).items():
+        place = place_in(folder, name)
+        begun = ranks.from_first((place / "resolved.yaml").is_file())
+        log(f"{name} is trained first, in {place}" if not begun else f"{name}, which is trained first, goes on")
+        final = side_run(None if begun else giver_plan(plan, name), place, sitting=replace(sitting, track=()), say=log)
+        if name not in state.trained_first:
+            spent = Ledger.from_json(final["ledger"]).total() if ranks.first else None
+            if spent is not None and charged:
+                state.ledger.charge(plan.stages[0].name, "givers", spent)
+            state.trained_first[name] = "charged" if charged else "given"
