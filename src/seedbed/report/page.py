@@ -70,6 +70,7 @@ def write_study_page(folder: Path) -> Path:
         samples={arm: (run.final() or {}).get("samples", []) for arm, run in first.items()},
         ledgers=data["ledger"],
         mixtures=data.get("mixture", {}),
+        probes={},
         givers={},
         spikes=[],
         resolved={arm: run.plan_text() for arm, run in first.items()},
@@ -115,6 +116,7 @@ def write_run_page(folder: Path) -> Path:
         number="",
         figures=made,
         evaluations={"": final["evaluations"]},
+        probes=final.get("probes", {}),
         givers={stage: {**g, "from": homeless(g["from"])} for stage, g in final.get("givers", {}).items()},
         spikes=final.get("spikes", []),
         exhibits=_exhibits([record]),
@@ -134,7 +136,12 @@ def _first_number(found: Mapping[str, Any]) -> str:
 
 
 def _write(
-    folder: Path, *, figures: list[draw.Figure], evaluations: Mapping[str, Mapping[str, Any]], exhibits: Any, **content: Any
+    folder: Path,
+    *,
+    figures: list[draw.Figure],
+    evaluations: Mapping[str, Mapping[str, Any]],
+    exhibits: Any,
+    **content: Any,
 ) -> Path:
     """`evaluations`: of every run, by its label, what final.json says of them."""
     names = list(dict.fromkeys(name for run in evaluations.values() for name in run))

@@ -1,5 +1,6 @@
-"""An arm's change of a recipe, and the seeds of a study."""
+"""An arm's change of a recipe, the branches of its probes, and the seeds of a study."""
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,6 +46,25 @@ def apply_change(tree: dict[str, Any], change: Mapping[str, Any], *, where: str)
         _remove_stage(tree, without, heir, where=where)
     for path, value in change.items():
         set_path(tree, path, value)
+
+
+def with_probes(tree: dict[str, Any]) -> dict[str, list[str]]:
+    """Put a branch for each candidate of each probe in place of the probes of a tree; return the candidates by probe."""
+    probes = tree.pop("probes", None) or {}
+    for name, probe in probes.items():
+        for candidate, change in probe["candidates"].items():
+            stage = copy.deepcopy(probe["stage"])
+            for path, value in change.items():
+                set_path(stage, path, value)
+            asked = {"evaluate": probe["evaluate"]} if "evaluate" in probe else {}
+            branches = tree["branches"] = dict(tree.get("branches") or {})
+            branches[branch_of(name, candidate)] = {"at": probe["at"], "stages": [stage], **asked}
+    return {name: list(probe["candidates"]) for name, probe in probes.items()}
+
+
+def branch_of(probe: str, candidate: str) -> str:
+    """Return the name of the branch that tries a candidate."""
+    return f"{probe}-{candidate}"
 
 
 def _remove_stage(tree: dict[str, Any], name: str, heir: str | None, *, where: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from seedbed.core.config import merged, read_yaml, set_path
 from seedbed.core.errors import ConfigError, DataError, nearest
 from seedbed.core.json_files import read_text
-from seedbed.experiments.plan.arms import apply_change, parse_seeds, stages_left_out
+from seedbed.experiments.plan.arms import apply_change, parse_seeds, stages_left_out, with_probes
 from seedbed.experiments.plan.checking import checked_as
 from seedbed.experiments.plan.first_form import refuse_first_form
 from seedbed.experiments.plan.places import with_whole_corpora, with_whole_places
@@ -133,12 +133,14 @@ class Loaded:
         if isinstance(tree.get("evaluate"), dict):
             asked = with_settings(tree["evaluate"])
             tree["evaluate"] = {name: spec for name, spec in asked.items() if spec.get("stage") not in gone}
+        probes = with_probes(tree)
         about_many = ("study", "tune", "map", "scales", "precision", "system", "claim", "use_when")
         body = {k: v for k, v in tree.items() if k in Recipe.model_fields and k not in about_many}
         checked = checked_as(Recipe, body)
         main = (study.main_stage if study else None) or checked.stages[-1].name
         plan = {
             **with_whole_places(body),
+            "probes": probes,
             "scale": self.scale,
             "arm": arm,
             "seed": seed,

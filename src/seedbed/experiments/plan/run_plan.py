@@ -52,6 +52,7 @@ class RunPlan(Strict):
     streams: dict[str, StreamSpec]
     stages: list[StageSpec]
     branches: dict[str, BranchSpec] = {}
+    probes: dict[str, list[str]] = {}  # candidates, each of which has a branch
     positions: dict[str, Annotated[int, Field(ge=0, le=10**18)]] = {}  # rows of each stream that a branch finds read already
     evaluate: Evaluations | None = None
     samples: SamplesSpec = SamplesSpec()

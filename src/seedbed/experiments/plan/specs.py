@@ -210,6 +210,17 @@ class BranchSpec(Strict):
     evaluate: Evaluations | None = None  # None: those of the run that are about no stage of it and fit one of the branch
 
 
+class ProbeSpec(Strict):
+    """Candidates tried by short branches from one point, one stage each, and asked the same: see run/probes.py."""
+
+    at: Steps | str
+    stage: StageSpec
+    candidates: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], dict[str, Any]] = Field(
+        min_length=1
+    )  # changes of the stage
+    evaluate: Evaluations | None = None
+
+
 class ControlSpec(Strict):
     """The arm that all others are held against."""
 
@@ -289,6 +300,7 @@ class Recipe(Strict):
     streams: dict[str, StreamSpec]
     stages: list[StageSpec] = Field(min_length=1)
     branches: dict[Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")], BranchSpec] = {}
+    probes: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], ProbeSpec] = {}  # a branch for each candidate of each
     evaluate: Evaluations | None = None  # None: bits_per_byte as `text`, if the last stage is of text
     samples: SamplesSpec = SamplesSpec()
     test: bool = True  # searches never read a test part

@@ -83,7 +83,7 @@ def of_branch(plan: RunPlan, name: str) -> RunPlan:
         about = [None, *(s.name for s in branch.stages)]
         asked = {k: spec for k, spec in plan.evaluate.items() if spec.stage in about}
     return plan.model_copy(
-        update={"stages": branch.stages, "branches": {}, "evaluate": asked, "main_stage": branch.stages[-1].name}
+        update={"stages": branch.stages, "branches": {}, "probes": {}, "evaluate": asked, "main_stage": branch.stages[-1].name}
     )
 
 

@@ -16,6 +16,7 @@ from seedbed.experiments.environment import commit
 from seedbed.experiments.plan.run_plan import RunPlan
 from seedbed.experiments.run.callbacks import taken_from
 from seedbed.experiments.run.evaluations import Evaluation, evaluations_of, read_whole
+from seedbed.experiments.run.probes import matrices
 from seedbed.experiments.run.readings import left_out, mixture_facts, packing_facts
 from seedbed.experiments.run.state import RunState
 from seedbed.experiments.run.subject import RunSubject
@@ -63,6 +64,7 @@ def finish(
         final["samples"] = [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
     final |= {
         **({"branches": branches} if branches else {}),
+        **({"probes": matrices(plan.probes, branches, state.evaluations)} if plan.probes else {}),
         "evaluations": {name: state.evaluations[name] for name in evaluations_of(plan) if name in state.evaluations}
         | {f"{name}/{asked}": told for name, side in branches.items() for asked, told in side["evaluations"].items()},
         "transfer": state.transfer,
