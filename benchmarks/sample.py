@@ -36,9 +36,9 @@ class Ours:
     def __init__(self, model, *, batch_size: int) -> None:
         from seedbed.models.cache import stepper
         from seedbed.tokenizers.bytes import Bytes
-        from seedbed.writers.sample import Sample
+        from seedbed.writers.sample import Sampler
 
-        self.writer = Sample(
+        self.writer = Sampler(
             model=model,
             stepper=stepper,
             tokenizer=Bytes(),

@@ -368,6 +368,20 @@ MUTANTS = [
         "if one]",
         "experiments/test_study.py::test_a_search_gives_every_arm_as_many_trials_and_never_reads_the_test_part",
     ),
+    Mutant(
+        "every seed of an arm is timed anew",
+        "experiments/estimate/timing.py",
+        "if known else _measured(plan)",
+        "if known and False else _measured(plan)",
+        "experiments/test_timing.py::test_seeds_of_an_arm_share_its_timing_and_a_study_goes_on_with_it",
+    ),
+    Mutant(
+        "a default that is not the class's is taken for one",
+        "experiments/plan/run_plan.py",
+        "if k in _OF_THE_PARENT or k not in known or v != known[k]",
+        "if k not in known or v != known[k]",
+        "experiments/test_recipe.py::test_any_other_setting_has_a_hash_of_its_own[streams.soil.source.seq_len]",
+    ),
 ]
 
 

@@ -27,7 +27,7 @@ def _model(vocab_size=17, **settings):
 
 
 def _writer(model=None, tokenizer=NUMBERS, seq_len=8, **settings):
-    return Sample(model=model or _model(), stepper=_stepper, tokenizer=tokenizer, seq_len=seq_len, **settings)
+    return Sample(**settings).opened(model=model or _model(), stepper=_stepper, tokenizer=tokenizer, seq_len=seq_len)
 
 
 def _stepper(model):

@@ -314,9 +314,16 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class Writer(Protocol):
-    """Prompts to continuations."""
+    """Prompts to continuations: `samples` of each, one prompt after the other."""
 
-    def write(self, prompts: Sequence[str], *, new_tokens: int, seed: int) -> list[str]: ...
+    def write(self, prompts: Sequence[str], *, new_tokens: int, seed: int, samples: int = 1) -> list[str]: ...
+
+
+@runtime_checkable
+class WriterKind(Protocol):
+    """Settings of a writer, which it is opened with on a model; `stepper` continues the model's rows token by token."""
+
+    def opened(self, *, model: Any, stepper: Any, tokenizer: Tokenizer, seq_len: int) -> Writer: ...
 
 
 @runtime_checkable

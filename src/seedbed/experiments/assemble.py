@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from seedbed import mixture, models, objectives, optimizers, packing, schedules, sources, tokenizers, transfer, views
+from seedbed import mixture, models, objectives, optimizers, packing, schedules, sources, tokenizers, transfer, views, writers
 from seedbed.core.config import merged
 from seedbed.core.errors import ConfigError, nearest
 from seedbed.core.patterns import first_match, matches
@@ -242,6 +242,7 @@ def check_parts(plan: RunPlan) -> None:
         path = f"stages.{stage.name}"
         with torch.device("meta"):
             system = build_system(plan, stage, build_model(plan, stage, vocab_size=8))
+        writers.parts.build(plan.samples.writer, path="samples.writer")
         if stage is last and plan.samples.prompts and gives_text(plan.streams[stage.stream]):
             try:
                 model_kind(plan, stage).stepper(system.model)
@@ -316,7 +317,7 @@ def _check_patterns(stage: StageSpec, roles: list[Role]) -> None:
 
 def rooms() -> dict[str, Registry]:
     """Return the registries of all rooms by name."""
-    from seedbed import curate, evaluate, scorers, trackers, writers
+    from seedbed import curate, evaluate, scorers, trackers
     from seedbed.models import layers
 
     found = [sources, curate, tokenizers, packing, mixture, views, models, layers, objectives, optimizers, schedules]

@@ -239,14 +239,11 @@ def sample(
 ) -> list[str]:
     """Return `samples` continuations of each prompt by a run's model, one prompt after the other; see writers/sample.py."""
     trained = open_run(folder, device=device)
-    writer = Sample(
+    how = Sample(temperature=temperature, top_k=top_k, top_p=top_p, stop=list(stop))
+    writer = how.opened(
         model=trained.model,
         stepper=model_kind(trained.plan, trained.plan.stages[-1]).stepper,
         tokenizer=trained.tokenizer,
         seq_len=trained.seq_len,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        stop=list(stop),
     )
     return writer.write(prompts, new_tokens=new_tokens, samples=samples, seed=seed)

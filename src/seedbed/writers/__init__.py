@@ -2,4 +2,4 @@
 
 from seedbed.core.registry import Registry
 
-parts = Registry("writers", {"sample": "seedbed.writers.sample:Sample"})
+parts = Registry("writers", {"sample": "seedbed.writers.sample:Sample"}, promises="seedbed.core.protocols:WriterKind")

@@ -9,7 +9,7 @@ Letters: P prompts, S samples of each, N rows (N = P * S), T tokens, V vocabular
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,24 +21,20 @@ from torch.nn.functional import pad
 from seedbed.core.bounds import LONGEST_ROW, MOST_ROWS, Range, check_range, check_ranges, within
 from seedbed.core.draws import stream
 from seedbed.core.errors import ConfigError, RunFailedError
-from seedbed.core.protocols import Neutral, Tokenizer
+from seedbed.core.protocols import Neutral, Tokenizer, WriterKind
 
 NEW_TOKENS, SAMPLES = Range(0, 10**7), Range(1, 10**6)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """A model with its tokenizer, and how texts are sampled (see `picked`).
+class Sample(WriterKind):
+    """How texts are sampled (see `picked`).
 
     A text ends before the boundary, before the first `stop` text, or after `new_tokens`. What a row that grows beyond seq_len
     is shown is for the model's stepper to say (the default one goes on from the last seq_len // 2 ids).
     """
 
     neutral: ClassVar[Neutral] = "it reads a model and changes nothing"
-    model: Any
-    stepper: Any  # of the model's kind: a function of the model (`ModelKind.stepper`)
-    tokenizer: Tokenizer
-    seq_len: int = within(1, LONGEST_ROW)
     temperature: float = within(0, 1000, default=0.8)  # 0 takes the likeliest token
     top_k: int | None = within(1, 2**31, default=None)  # None: all
     top_p: float | None = within(0, 1, default=None, above=True)  # None: 1
@@ -50,6 +46,21 @@ class Sample:
         check_ranges(self)
         if isinstance(self.stop, str) or not all(self.stop):
             raise ConfigError(f"stop must be a list of texts, none of them empty; got {self.stop!r}")
+
+    def opened(self, *, model: Any, stepper: Any, tokenizer: Tokenizer, seq_len: int) -> "Sampler":
+        """Return what samples from a model; `stepper` is its kind's: a function of the model (`ModelKind.stepper`)."""
+        settings = {f.name: getattr(self, f.name) for f in fields(Sample)}
+        return Sampler(**settings, model=model, stepper=stepper, tokenizer=tokenizer, seq_len=seq_len)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler(Sample):
+    """A model with its tokenizer, and how texts are sampled from it."""
+
+    model: Any
+    stepper: Any
+    tokenizer: Tokenizer
+    seq_len: int = within(1, LONGEST_ROW)
 
     def write(self, prompts: Sequence[str], *, new_tokens: int, seed: int, samples: int = 1) -> list[str]:
         """Return `samples` continuations (without the prompt) of each prompt, one prompt after the other.

@@ -9,7 +9,20 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from seedbed import evaluate, mixture, models, objectives, optimizers, packing, schedules, sources, tokenizers, transfer, views
+from seedbed import (
+    evaluate,
+    mixture,
+    models,
+    objectives,
+    optimizers,
+    packing,
+    schedules,
+    sources,
+    tokenizers,
+    transfer,
+    views,
+    writers,
+)
 from seedbed.core import format1
 from seedbed.core.bounds import MOST_THREADS, MOST_WORKERS
 from seedbed.core.config import dump_yaml, parse_yaml
@@ -106,6 +119,7 @@ _ROOMS = {
     "objective": objectives,
     "optimizer": optimizers,
     "schedule": schedules,
+    "writer": writers,
 }
 
 _OF_THE_PARENT = ("seq_len",)  # settings that a part has from what it stands in, if it is not given them

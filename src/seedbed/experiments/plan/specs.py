@@ -196,6 +196,7 @@ class SamplesSpec(Strict):
     """Texts that the trained model goes on with, for the page."""
 
     prompts: list[str] = []
+    writer: Part = "sample"
     tokens: int = Field(default=200, ge=1, le=10**7)
 
 

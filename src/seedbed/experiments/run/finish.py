@@ -6,8 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from seedbed import writers
 from seedbed.core.draws import key
 from seedbed.core.durable import write_json, write_whole
+from seedbed.core.protocols import WriterKind
 from seedbed.engine.checkpoints import FINAL, latest, prune
 from seedbed.engine.precision import Machine
 from seedbed.engine.system import System
@@ -21,7 +23,6 @@ from seedbed.experiments.run.readings import left_out, mixture_facts, packing_fa
 from seedbed.experiments.run.state import RunState
 from seedbed.experiments.run.subject import RunSubject
 from seedbed.experiments.streams import BuiltStream
-from seedbed.writers.sample import Sample
 
 
 def finish(
@@ -53,7 +54,8 @@ def finish(
     for one in asked:
         state.evaluations[one.name] = read_whole(one, last.name, subject, folder, charge=subject.charge, write=True, log=log)
     if stream.tokenizer is not None and subject.causal:
-        writer = Sample(
+        kind: WriterKind = writers.parts.build(plan.samples.writer, path="samples.writer")
+        writer = kind.opened(
             model=model,
             stepper=model_kind(plan, last).stepper,
             tokenizer=stream.tokenizer,
