@@ -120,11 +120,13 @@ def test_an_evaluation_may_be_watched_at_steps_of_its_own_or_never(mixed, tmp_pa
 
 
 def test_held_out_sets_may_be_other_corpora_than_those_trained_on(mixed, tmp_path):
-    code = {"kind": "bits_per_byte", "over": {"kind": "text", "path": "builtin:code"}, "test_bytes": 2000}
-    found = finished(_run(mixed, tmp_path / "run", {"evaluate": {"code": code}}))["evaluations"]
-    items = [json.loads(x) for x in (tmp_path / "run/items/code.jsonl").read_text().splitlines()]
-    assert list(found) == ["code"] and found["code"]["numbers"]["bytes"] == sum(i["values"]["bytes"] for i in items)
-    assert all(i["id"].startswith("code.jsonl.gz:") for i in items)
+    (tmp_path / "other.txt").write_text("".join(f"{n} plums are not {n + 1} plums.\n\n" for n in range(300)))
+    over = {"kind": "text", "path": str(tmp_path / "other.txt"), "section_bytes": 300, "valid_share": 0.1, "test_share": 0.3}
+    other = {"kind": "bits_per_byte", "over": over, "test_bytes": 2000}
+    found = finished(_run(mixed, tmp_path / "run", {"evaluate": {"other": other}}))["evaluations"]
+    items = [json.loads(x) for x in (tmp_path / "run/items/other.jsonl").read_text().splitlines()]
+    assert list(found) == ["other"] and found["other"]["numbers"]["bytes"] == sum(i["values"]["bytes"] for i in items) <= 2000
+    assert all(i["id"].startswith("other.txt#") for i in items)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,11 @@ def test_a_study_is_judged_by_the_deepest_dip_of_what_is_watched(recipe, tmp_pat
         ("texts", {}, "has no evaluation 'texts'; did you mean 'text'"),
         ("rules.loss_nats", {}, "arm scratch has no evaluation 'rules'"),
         ("Text!", {}, "study.metric"),
+        (
+            "rules.loss_nats.last",
+            {"study.arms": {}, "study.control": {"name": "nca"}, "tune": None},
+            "not read on the way through stage text",
+        ),
     ],
 )
 def test_an_outcome_that_cannot_be_read_is_refused(recipe, tmp_path, metric, sets, said):

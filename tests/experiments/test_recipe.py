@@ -282,3 +282,7 @@ def test_a_recipe_of_the_first_form_is_refused_with_the_new_lines(recipe):
 def test_the_metric_of_the_first_form_alone_is_refused_too(recipe):
     with pytest.raises(ConfigError, match="metric: text.loss_nats"):
         load(recipe, sets={"study.metric": "test_loss_nats"})
+
+
+def test_an_evaluation_may_have_a_name_of_the_first_form(recipe):
+    assert list(load(recipe, sets={"evaluate": {"test": "bits_per_byte"}}).plan(arm="scratch", seed=0).evaluate) == ["test"]

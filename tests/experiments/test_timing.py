@@ -8,7 +8,7 @@ from seedbed.experiments import commands
 from seedbed.experiments.estimate import timing
 from seedbed.experiments.plan.load import load
 from seedbed.experiments.plan.run_plan import read_plan
-from seedbed.experiments.study.study import _timed, compare
+from seedbed.experiments.study.study import compare, timed_plans
 from tests.rehearsal.inputs import RECIPE
 
 
@@ -45,16 +45,23 @@ def test_seeds_of_an_arm_share_its_timing_and_a_study_goes_on_with_it(seconds, t
     recipe, asked = seconds
     loaded = load(recipe)
     plans = {(arm, seed): loaded.plan(arm=arm, seed=seed) for arm in loaded.arms for seed in (0, 1)}
-    once = _timed(plans, tmp_path / "study")
+    once = timed_plans(plans, tmp_path / "study")
     steps = {key: plan.stages[0].budget.timed.steps for key, plan in once.items()}
     assert steps == {("plain", 0): 6, ("plain", 1): 6, ("method", 0): 3, ("method", 1): 3} and len(asked) == 2
     for arm in loaded.arms:
         folder = tmp_path / "study" / arm / "seed-0"
         folder.mkdir(parents=True)
         (folder / "resolved.yaml").write_text(once[arm, 0].to_yaml())
-    again = _timed(plans, tmp_path / "study")
+    again = timed_plans(plans, tmp_path / "study")
     assert again == once and len(asked) == 2
     assert once["plain", 0].fingerprint() != once["method", 0].fingerprint(), "other numbers of steps are other plans"
+
+
+def test_other_seconds_are_timed_anew(seconds):
+    recipe, asked = seconds
+    known = timing.timed(load(recipe).plan(arm="plain", seed=0))
+    other = load(recipe, sets={"stages.text.budget": {"seconds": 1.2}}).plan(arm="plain", seed=0)
+    assert timing.timed(other, known=known).stages[0].budget.timed.steps == 6 and len(asked) == 2, "1.2 s of steps of 0.2 s"
 
 
 @pytest.mark.slow

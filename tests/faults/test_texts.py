@@ -196,6 +196,7 @@ study:
 """
 
 
+@pytest.mark.slow
 def test_tokenizers_that_lose_text_are_not_compared_unless_that_is_allowed(here, runs_here):
     (here / "two.yaml").write_text(TWO_TOKENIZERS)
     said = fails(2, "compare", "two.yaml", "--out", "S", cwd=here, saying="lossy_tokenizers")

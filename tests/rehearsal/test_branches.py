@@ -6,6 +6,7 @@ import json
 import pytest
 
 from seedbed.core.errors import ConfigError, InterruptedRunError
+from seedbed.experiments.commands import validated
 from seedbed.experiments.plan.load import load
 from seedbed.experiments.run import run as module
 from seedbed.experiments.run.signals import Signals
@@ -97,3 +98,52 @@ def test_a_branch_from_nowhere_is_refused(rehearse, at, said):
     method.recipe.write_text(method.recipe.read_text().replace('"at": 2', f'"at": {json.dumps(at)}'))
     with pytest.raises(ConfigError, match=said):
         load(method.recipe)
+
+
+def test_a_branch_that_fails_leaves_the_trunk_as_it_is(rehearse):
+    method = _branched(rehearse)
+    text, nan = method.recipe.read_text(), json.dumps([method.part("Nan")])
+    method.recipe.write_text(text.replace('"at": 2, "stages": [{', f'"at": 2, "stages": [{{"objective": {nan}, '))
+    file = method.folder / "mine.py"
+    file.write_text(file.read_text() + NAN)
+    whole = method.run("whole")
+    said = final(whole)
+    assert said["status"] == "done" and "nan" in said["branches"]["early"]["failed"] and "text" in said["evaluations"]
+    assert "late/text" in said["evaluations"] and "early/text" not in said["evaluations"]
+
+
+NAN = """
+
+from seedbed.core.protocols import Objective
+from seedbed.core.records import Loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nan(Objective):
+    neutral = "it has none"
+    layout_free = True
+
+    def count(self, batch):
+        return 1.0
+
+    def __call__(self, outputs, *, batch, context):
+        return Loss(sum_nats=outputs.hidden_BTD.sum() * float("nan"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("branch", "said"),
+    [
+        ({"at": 99}, "branches.early.at: the run has 4 steps, and there is no step 99"),
+        ({"optimizer": "muon"}, "moments of adamw cannot go on with muon"),
+        ({"weights": {"from": "run:elsewhere"}}, "the first stage of a branch goes on from trunk, got 'run:elsewhere'"),
+        ({"carry": ["weights", "clock"]}, "carry: say `weights: {from: trunk, fresh: "),
+    ],
+)
+def test_a_branch_that_could_not_begin_is_found_before_the_trunk_is_trained(rehearse, branch, said):
+    method = _branched(rehearse)
+    anneal = {"name": "anneal", "stream": "text", "budget": {"steps": 2}, **{k: v for k, v in branch.items() if k != "at"}}
+    method.recipe.write_text(method.recipe.read_text().partition("study:")[0])
+    branches = {"early": {"at": branch.get("at", 2), "stages": [anneal]}}
+    with pytest.raises(ConfigError, match=said):
+        validated(method.recipe, sets={"branches": branches})

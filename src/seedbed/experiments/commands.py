@@ -21,6 +21,7 @@ from seedbed.experiments.estimate.timing import timed
 from seedbed.experiments.plan.load import Loaded, load, recipe_text_of
 from seedbed.experiments.plan.run_plan import RunPlan, read_plan
 from seedbed.experiments.run.borders import check_givers, check_vocabularies
+from seedbed.experiments.run.branches import check_branches
 from seedbed.experiments.run.carried import Reader, reader_of
 from seedbed.experiments.run.evaluations import evaluations_of
 from seedbed.experiments.run.feedback import append
@@ -73,6 +74,7 @@ def checked_streams(plan: RunPlan) -> dict[str, BuiltStream]:
     """Return a plan's streams. Raises what missing data, questions that cannot be asked and models that don't fit raise."""
     built = {name: build_stream(name, spec) for name, spec in plan.used_streams.items()}
     check_readings(plan, built)
+    check_branches(plan)
     check_vocabularies(plan, {name: b.stream.vocab_size for name, b in built.items()})
     return built
 

@@ -5,7 +5,7 @@ Nothing here needs torch, so a data worker starts without it.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ class BuiltStream:
     corpora: Mapping[str, Corpus]  # of text streams, by source
     tokenizer: Tokenizer | None
     tokenizer_part: Mapping[str, Any]  # as a recipe names it; empty without one
+    opened: dict[str, Any] = field(default_factory=dict, repr=False)  # what evaluations have read beside it, by what names it
 
     @property
     def source(self) -> Source:

@@ -18,6 +18,8 @@ def timed(plan: RunPlan, *, known: RunPlan | None = None) -> RunPlan:
     if not missing:
         return plan
     budgets = {s.name: s.budget for s in known.stages} if known else _measured(plan)
+    if any(budgets.get(s.name, s.budget).seconds != s.budget.seconds for s in plan.stages if s.name in missing):
+        return timed(plan)  # they are of another recipe, which whoever goes on with it says
     stages = [s.model_copy(update={"budget": budgets[s.name]}) if s.name in missing else s for s in plan.stages]
     return plan.model_copy(update={"stages": stages})
 

@@ -58,6 +58,10 @@ def with_probes(tree: dict[str, Any]) -> dict[str, list[str]]:
                 set_path(stage, path, value)
             asked = {"evaluate": probe["evaluate"]} if "evaluate" in probe else {}
             branches = tree["branches"] = dict(tree.get("branches") or {})
+            if branch_of(name, candidate) in branches:
+                raise ConfigError(
+                    f"probes.{name}.candidates.{candidate}: there is a branch {branch_of(name, candidate)} already"
+                )
             branches[branch_of(name, candidate)] = {"at": probe["at"], "stages": [stage], **asked}
     return {name: list(probe["candidates"]) for name, probe in probes.items()}
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from seedbed import evaluate
 from seedbed.core.config import dump_yaml
 from seedbed.core.errors import ConfigError
 
@@ -13,7 +14,7 @@ _METRICS = {"test_bits_per_byte": "bits_per_byte", "test_loss_nats": "loss_nats"
 def refuse_first_form(tree: Mapping[str, Any]) -> None:
     """Raise ConfigError, with the lines that say the same in today's form, if a recipe is of the first one."""
     asked, study = (_mapping(tree.get(name)) for name in ("evaluate", "study"))
-    old = {k: v for k, v in asked.items() if k in _OLD and not (isinstance(v, dict) and "kind" in v)}
+    old = {k: v for k, v in asked.items() if k in _OLD and not _is_part(v)}
     stages = [s for s in tree.get("stages") or [] if isinstance(s, dict)]
     floors = [s for s in stages if "floor_rows" in s]
     metric = study.get("metric")
@@ -40,6 +41,10 @@ def refuse_first_form(tree: Mapping[str, Any]) -> None:
     raise ConfigError(
         f"{', '.join(found)}: evaluations are parts with names now; in place of these lines write:\n{dump_yaml(lines)}"
     )
+
+
+def _is_part(value: Any) -> bool:
+    return "kind" in value if isinstance(value, dict) else isinstance(value, str) and value in evaluate.parts
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ def with_whole_places(tree: dict[str, Any]) -> dict[str, Any]:
                 stream[name] = _whole_part(stream[name], sources.parts if name == "source" else tokenizers.parts)
         stream["sources"] = {k: _whole_part(v, sources.parts) for k, v in (stream.get("sources") or {}).items()}
     for branch in (tree.get("branches") or {}).values():
+        _with_whole_givers(branch.get("stages", []))
         branch["evaluate"] = with_whole_corpora(branch.get("evaluate"))
     for stage in tree.get("stages", []):
         if stage.get("weights"):
@@ -26,6 +27,12 @@ def with_whole_places(tree: dict[str, Any]) -> dict[str, Any]:
         if isinstance(lent, dict) and isinstance(lent.get("from"), str):
             lent["from"] = whole_giver(lent["from"])
     return tree
+
+
+def _with_whole_givers(stages: list[Any]) -> None:
+    for stage in stages:
+        if stage.get("weights"):
+            stage["weights"]["from"] = whole_giver(stage["weights"]["from"])
 
 
 def with_whole_corpora(evaluate: Any) -> Any:

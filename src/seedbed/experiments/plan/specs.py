@@ -329,6 +329,14 @@ class Recipe(Strict):
                     raise ValueError(
                         f"{path}.stages.{stage.name}.stream: no stream {stream!r}; {nearest(stream, self.streams)}"
                     )
+            first = len(inside) == 1
+            if first and stage.weights is not None and stage.weights.from_ != TRUNK:
+                raise ValueError(
+                    f"{path}.stages.{stage.name}.weights.from: the first stage of a branch goes on from {TRUNK}, got "
+                    f"{stage.weights.from_!r}; a later stage may take from elsewhere"
+                )
+            if first and stage.weights is None and stage.carry != ["weights"]:
+                raise ValueError(f"{path}.stages.{stage.name}.carry: say `weights: {{from: {TRUNK}, fresh: []}}` beside it")
             if len(inside) > 1 or stage.weights:
                 self._check_border(stage, inside[-1:] if len(inside) == 1 else inside[1:])
             inside.append(stage.name)

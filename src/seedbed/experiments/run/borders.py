@@ -142,7 +142,7 @@ def check_givers(plan: RunPlan) -> None:
         check_parts(giving)
     for name, lent in plan.models.items():
         _check_giver(lent.from_.replace("{seed}", str(plan.seed)), path=f"models.{name}.from")
-    for spec in plan.stages:
+    for spec in _all_stages(plan):
         if spec.weights is not None:
             _check_giver(resolved_from(spec.weights, seed=plan.seed), path=f"stages.{spec.name}.weights.from")
 
@@ -163,8 +163,13 @@ def _check_giver(name: str, *, path: str) -> None:
 
 
 def check_vocabularies(plan: RunPlan, vocabularies: Mapping[str, int]) -> None:
-    """Raise ConfigError for a lent model of another vocabulary than a stage that calls it; `vocabularies` are by stream."""
-    for spec in plan.stages:
+    """Raise ConfigError for a lent model of another vocabulary than a stage that calls it; `vocabularies` are by stream.
+
+    Of a stage whose stream is not among them, a branch's own, nothing is said.
+    """
+    for spec in _all_stages(plan):
+        if spec.stream not in vocabularies:
+            continue
         for name in _lent_to(spec):
             giver = plan.models[name].from_.replace("{seed}", str(plan.seed))
             if giver.startswith(RECIPE):
@@ -172,6 +177,11 @@ def check_vocabularies(plan: RunPlan, vocabularies: Mapping[str, int]) -> None:
             known = _vocabulary_of(giver)
             if known is not None and known != vocabularies[spec.stream]:
                 raise _another_vocabulary(name, giver, known, spec, vocabularies[spec.stream])
+
+
+def _all_stages(plan: RunPlan) -> list[StageSpec]:
+    """Return the stages of a run and of its branches."""
+    return [*plan.stages, *(stage for branch in plan.branches.values() for stage in branch.stages)]
 
 
 def _vocabulary_of(giver: str) -> int | None:

@@ -10,10 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from seedbed.core.errors import ConfigError, RunFailedError, StoppedRunError
 from seedbed.core.ledger import Ledger
 from seedbed.core.run_record import BRANCHES
-from seedbed.engine.checkpoints import read_state
+from seedbed.engine.checkpoints import FINAL, read_state
 from seedbed.engine.ranks import Ranks
+from seedbed.experiments.assemble import build_model, build_system, steps_of
 from seedbed.experiments.plan.run_plan import RunPlan
 from seedbed.experiments.plan.specs import RECIPE, RUN, TRUNK, WeightsSpec
 from seedbed.experiments.run.borders import of_run
@@ -46,6 +50,37 @@ def branch_plan(plan: RunPlan, name: str, folder: Path, *, step: int) -> RunPlan
     )
 
 
+def check_branches(plan: RunPlan) -> None:
+    """Raise ConfigError, before anything is trained, for a branch from behind the run's end, or without its moments."""
+    if not plan.branches:
+        return
+    ends: dict[str, int] = {}
+    for spec in plan.stages:
+        with torch.device("meta"):
+            model = build_model(plan, spec, vocab_size=8)
+            before = next(reversed(ends.values()), 0)
+            ends[spec.name] = before + steps_of(plan, spec, build_system(plan, spec, model))
+    for name, branch in plan.branches.items():
+        last = next(reversed(ends.values()))
+        if isinstance(branch.at, int) and branch.at > last:
+            raise ConfigError(f"branches.{name}.at: the run has {last} steps, and there is no step {branch.at}")
+        at = branch.at if isinstance(branch.at, str) else next(stage for stage, end in ends.items() if branch.at <= end)
+        giving, first = next(s for s in plan.stages if s.name == at), branch.stages[0]
+        moments = first.weights is None or "moments" in first.carry
+        kinds = [o if isinstance(o, str) else o["kind"] for o in (giving.optimizer, first.optimizer)]
+        if moments and kinds[0] != kinds[1]:
+            raise ConfigError(
+                f"branches.{name}.stages.{first.name}.optimizer: moments of {kinds[0]} cannot go on with {kinds[1]}; take the "
+                f"same, or say `weights: {{from: {TRUNK}, fresh: []}}`, which takes weights alone"
+            )
+
+
+def _step_of(checkpoint: Path) -> int:
+    """Return a checkpoint's step; a kill at the very end may have left it under its last name."""
+    step: int = read_state(checkpoint if checkpoint.is_dir() else checkpoint.with_name(FINAL))["counters"]["run_step"]
+    return step
+
+
 def run_branches(
     plan: RunPlan,
     folder: Path,
@@ -59,16 +94,19 @@ def run_branches(
     """Run what is not done yet of a run's branches; return by name where each began and what it found."""
     found: dict[str, Any] = {}
     for name, spec in plan.branches.items():
-        at = (
-            spec.at
-            if isinstance(spec.at, int)
-            else read_state(folder / "checkpoints" / state.borders[spec.at])["counters"]["run_step"]
-        )
+        at = spec.at if isinstance(spec.at, int) else _step_of(folder / "checkpoints" / state.borders[spec.at])
         place = folder / BRANCHES / name
         begun = ranks.from_first((place / "resolved.yaml").is_file())
         log(f"branch {name} {'goes on' if begun else 'begins'}, from step {at}")
         begin = None if begun else branch_plan(plan, name, folder, step=at)
-        final = side_run(begin, place, sitting=replace(sitting, track=()), say=log)
+        try:
+            final = side_run(begin, place, sitting=replace(sitting, track=()), say=log)
+        except StoppedRunError:
+            raise
+        except RunFailedError as e:  # the trunk is none the worse
+            log(f"branch {name} failed: {e}")
+            found[name] = {"at": at, "failed": str(e), "evaluations": {}}
+            continue
         if not ranks.first:
             continue
         spent = Ledger.from_json(final["ledger"]).total()

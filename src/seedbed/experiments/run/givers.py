@@ -7,13 +7,14 @@ gone on with as any run. What its training took is charged to the taker's ledger
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 from seedbed.core.errors import ConfigError
 from seedbed.core.ledger import Ledger
 from seedbed.engine.ranks import Ranks
 from seedbed.experiments.plan.load import load
-from seedbed.experiments.plan.run_plan import RunPlan
+from seedbed.experiments.plan.run_plan import RunPlan, read_plan
 from seedbed.experiments.plan.specs import RECIPE, ModelSpec, WeightsSpec
 from seedbed.experiments.run.layout import SideRun, Sitting
 from seedbed.experiments.run.state import RunState
@@ -33,8 +34,9 @@ def recipes_of(plan: RunPlan) -> dict[str, bool]:
 
 
 def place_in(folder: Path, name: str) -> Path:
-    """Return the folder of a giver's run; `name` is recipe:NAME."""
-    return folder / FOLDER / re.sub(r"[^\w.-]+", "-", Path(name.removeprefix(RECIPE)).stem)
+    """Return the folder of a giver's run; `name` is recipe:NAME, of which two may end alike."""
+    stem = re.sub(r"[^\w.-]+", "-", Path(name.removeprefix(RECIPE)).stem)
+    return folder / FOLDER / f"{stem}-{sha256(name.encode()).hexdigest()[:8]}"
 
 
 def giver_plan(plan: RunPlan, name: str) -> RunPlan:
@@ -65,13 +67,21 @@ def train_first(
     log: Callable[[str], None],
 ) -> None:
     """Train what is not trained yet of the models that a run takes from recipes, and charge it."""
+    from seedbed.experiments.estimate.timing import timed  # which measures with lent models, those of this file among them
+
     for name, charged in recipes_of(plan).items():
         place = place_in(folder, name)
         begun = ranks.from_first((place / "resolved.yaml").is_file())
         log(f"{name} is trained first, in {place}" if not begun else f"{name}, which is trained first, goes on")
-        final = side_run(None if begun else giver_plan(plan, name), place, sitting=replace(sitting, track=()), say=log)
+        final = side_run(None if begun else timed(giver_plan(plan, name)), place, sitting=replace(sitting, track=()), say=log)
         if name not in state.trained_first:
             spent = Ledger.from_json(final["ledger"]).total() if ranks.first else None
             if spent is not None and charged:
                 state.ledger.charge(plan.stages[0].name, "givers", spent)
-            state.trained_first[name] = "charged" if charged else "given"
+            state.trained_first[name] = {"cost": "charged" if charged else "given", "plan": _recipe_hash(read_plan(place))}
+
+
+def _recipe_hash(giving: RunPlan) -> str:
+    """Return a hash of what a giver's recipe asked for, the same for all seeds and whatever a step took."""
+    stages = [s.model_copy(update={"budget": s.budget.model_copy(update={"timed": None})}) for s in giving.stages]
+    return giving.model_copy(update={"seed": 0, "stages": stages}).fingerprint()

@@ -17,13 +17,13 @@ from seedbed.experiments.plan.arms import branch_of
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeMatrix:
-    """`values[c][o]`: outcome o after candidate c. `trunk[o]` is that of the run itself, None where it is not asked that."""
+    """`values[c][o]`: outcome o after candidate c; `trunk[o]`: of the run itself. None: it was not asked that, or failed."""
 
     candidates: tuple[str, ...]
     outcomes: tuple[str, ...]  # EVALUATION.NUMBER
     units: tuple[str, ...]
     better: tuple[str, ...]
-    values: tuple[tuple[float, ...], ...]
+    values: tuple[tuple[float | None, ...], ...]
     trunk: tuple[float | None, ...]
 
 
@@ -34,17 +34,21 @@ def matrices(
     found = {}
     for probe, candidates in probes.items():
         told = {c: branches[branch_of(probe, c)]["evaluations"] for c in candidates}
-        asked = [(name, number) for name, one in next(iter(told.values())).items() for number in one["measures"]]
-        measures = [next(iter(told.values()))[name]["measures"][number] for name, number in asked]
+        known = {(name, n): m for each in told.values() for name, one in each.items() for n, m in one["measures"].items()}
+        asked, measures = list(known), list(known.values())
         found[probe] = {
             "candidates": list(candidates),
             "outcomes": [f"{name}.{number}" for name, number in asked],
             "units": [m["unit"] for m in measures],
             "better": [m["better"] for m in measures],
-            "values": [[told[c][name]["numbers"][number] for name, number in asked] for c in candidates],
-            "trunk": [trunk[name]["numbers"].get(number) if name in trunk else None for name, number in asked],
+            "values": [[_number(told[c], name, number) for name, number in asked] for c in candidates],
+            "trunk": [_number(trunk, name, number) for name, number in asked],
         }
     return found
+
+
+def _number(told: Mapping[str, Any], name: str, number: str) -> float | None:
+    return told[name]["numbers"].get(number) if name in told else None
 
 
 def probe_matrix(run: str | Path, probe: str) -> ProbeMatrix:

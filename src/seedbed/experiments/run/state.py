@@ -20,7 +20,7 @@ class RunState:
     givers: dict[str, dict[str, Any]] = field(default_factory=dict)  # what it took from, and the hash of that
     lent: dict[str, str] = field(default_factory=dict)  # model by the recipe's name -> the hash of its weights
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name: what was read in whole so far
-    trained_first: dict[str, str] = field(default_factory=dict)  # recipe:NAME -> charged or given
+    trained_first: dict[str, dict[str, str]] = field(default_factory=dict)  # recipe:NAME -> charged or given, and its plan
     waited: dict[str, float] = field(default_factory=dict)  # the share of its steps' time that it waited for rows
 
     @classmethod

@@ -5,7 +5,7 @@ Letters: B rows of a batch, R rows, T positions, n the last of them.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from seedbed import sources
@@ -20,12 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class StageMaterial:
-    """What one stage can be asked about; corpora and documents of validation parts are opened once."""
+    """What one stage can be asked about; corpora and documents of validation parts are read once for a stream."""
 
     seed: int
     built: BuiltStream
     causal: bool
-    _opened: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def seq_len(self) -> int:
@@ -56,9 +55,9 @@ class StageMaterial:
                 raise ConfigError(f"over: the stream {name} has no source {over!r} of text; {nearest(over, corpora)}")
             return corpora[over]
         key = json.dumps(over, sort_keys=True)
-        if key not in self._opened:
-            self._opened[key] = self._open(over)
-        found: Corpus = self._opened[key]
+        if key not in self.built.opened:
+            self.built.opened[key] = self._open(over)
+        found: Corpus = self.built.opened[key]
         return found
 
     def _open(self, over: Any) -> Corpus:
@@ -75,9 +74,9 @@ class StageMaterial:
         if split != "valid":
             return up_to(self.corpus(over).documents(split), most_bytes)
         key = f"{json.dumps(over, sort_keys=True)} {most_bytes}"
-        if key not in self._opened:
-            self._opened[key] = up_to(self.corpus(over).documents(split), most_bytes)
-        found: list[Document] = self._opened[key]
+        if key not in self.built.opened:
+            self.built.opened[key] = up_to(self.corpus(over).documents(split), most_bytes)
+        found: list[Document] = self.built.opened[key]
         return found
 
     def rows(self, split: str, *, count: int) -> list[Row]:

@@ -166,12 +166,20 @@ def _refuse_mixed_data(finals: Mapping[str, Mapping[int, dict[str, Any]]]) -> No
                     f"the data of stream {stream} differ between seeds {sorted(seen.values())} of arm {arm}: they changed "
                     "while the study ran; put them back and run those seeds again in a new --out"
                 )
+    trained: dict[str, str] = {}
     for place, prints in _outer_givers(finals).items():
         if len(set(prints)) > 1:
             raise RefusedError(
                 f"{place} gave other weights to some runs of this study than to others: it changed while the study ran; put it "
                 "back and run those seeds again in a new --out"
             )
+    for f in (f for seeds in finals.values() for f in seeds.values()):
+        for name, told in f.get("trained_first", {}).items():
+            if trained.setdefault(name, told["plan"]) != told["plan"]:
+                raise RefusedError(
+                    f"{name} was another recipe for some runs of this study than for others: it changed while the study ran; "
+                    "put it back and run those seeds again in a new --out"
+                )
 
 
 def _outer_givers(finals: Mapping[str, Mapping[int, dict[str, Any]]]) -> dict[str, list[str]]:

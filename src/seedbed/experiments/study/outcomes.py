@@ -110,5 +110,9 @@ def settled(plan: RunPlan, metric: str | None) -> tuple[Outcome, Measure]:
         raise ConfigError(f"study.metric: no function {function!r} of a curve; {nearest(function, FUNCTIONS)}")
     if "/" in name or not evaluations_of(plan)[name].spec.watch:
         raise ConfigError(f"study.metric: {function} is read off a curve, and {name} is not watched; set its `watch`")
-    units = {"last": measure, "dip": Measure(unit=measure.unit), "recovery": Measure(unit="tokens")}
+    units = {
+        "last": measure,
+        "dip": Measure(unit=measure.unit, per_token=measure.per_token),
+        "recovery": Measure(unit="tokens"),
+    }
     return Outcome(evaluation=name, number=number, function=function), units[function]

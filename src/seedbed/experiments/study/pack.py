@@ -14,7 +14,7 @@ from seedbed.core.errors import DataError, RefusedError
 from seedbed.core.run_record import COMPARISON, RUNS, RunRecord, pack_runs, runs_of
 from seedbed.experiments.plan.run_plan import read_plan
 from seedbed.experiments.run.carried import noted_licences
-from seedbed.experiments.run.evaluations import evaluations_of
+from seedbed.experiments.run.evaluations import evaluations_of, of_branch
 from seedbed.experiments.study.check import check_comparison
 from seedbed.experiments.study.design import read_design
 
@@ -62,11 +62,18 @@ def _refuse_unfounded(study: Path) -> None:
 def _free(run: RunRecord) -> Callable[[str], bool]:
     """Return whether texts of an evaluation's items may be passed on: those of a source whose noted licence says so, or of a
     corpus in the package; of no others."""
-    plan = read_plan(run.folder)
-    named = plan.streams[plan.stages[-1].stream].named_sources
-    over = {name: one.spec.part.get("over") for name, one in evaluations_of(plan).items()}
-    only = next(iter(named)) if len(named) == 1 else None
-    parts = {**named, **{f"{name} itself": part for name, part in over.items() if isinstance(part, dict)}}
-    noted = noted_licences(run.folder, parts)
-    free = {name for name, licence in noted.items() if re.match(_FREE, licence, re.IGNORECASE)}
-    return lambda name: (f"{name} itself" if isinstance(over.get(name), dict) else over.get(name) or only) in free
+    plan, told = read_plan(run.folder), (run.final() or {}).get("evaluations", {})
+
+    def free(name: str) -> bool:
+        branch, _, asked = name.rpartition("/")
+        own = of_branch(plan, branch) if branch else plan
+        stage = next((s for s in own.stages if s.name == told.get(name, {}).get("stage")), own.stages[-1])
+        parts = dict(own.streams[stage.stream].named_sources)
+        over = evaluations_of(own)[asked].spec.part.get("over")
+        if isinstance(over, dict):
+            parts, over = {"": over}, ""
+        elif over is None and len(parts) == 1:
+            over = next(iter(parts))
+        return re.match(_FREE, noted_licences(run.folder, parts).get(over or "", ""), re.IGNORECASE) is not None
+
+    return free

@@ -69,8 +69,9 @@ def _curve(run: Path, final: Mapping[str, Any], design: Design) -> Curve:
     outcome = design.outcome
     for number in ("loss_nats", outcome.number):
         curve = RunRecord(run).watched(outcome.evaluation, number, stage=design.main_stage)
-        if curve:
-            return turned(curve, final["evaluations"][outcome.evaluation]["measures"][number]["better"])
+        measure = final["evaluations"][outcome.evaluation]["measures"].get(number)
+        if curve and measure:
+            return turned(curve, measure["better"])
     return []
 
 

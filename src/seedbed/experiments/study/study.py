@@ -22,6 +22,7 @@ from seedbed.experiments.plan.load import Loaded, load, recipe_text_of
 from seedbed.experiments.plan.run_plan import RunPlan, plan_hash, read_plan
 from seedbed.experiments.plan.specs import StudySpec
 from seedbed.experiments.run.borders import check_givers, check_vocabularies
+from seedbed.experiments.run.branches import check_branches
 from seedbed.experiments.run.evaluations import ends, evaluations_of, material_of, of_branch, warnings
 from seedbed.experiments.run.readings import check_readings
 from seedbed.experiments.run.run import create, refuse_packed
@@ -82,7 +83,7 @@ def compare(
     plans = _plans(loaded, wanted, aa=aa, where=where)
     folder = Path(out) if out else Path("runs") / (loaded.recipe.name + ("-aa" if aa else ""))
     check_place(folder, folder=True)
-    plans = _timed(plans, folder)
+    plans = timed_plans(plans, folder)
     design = _design(loaded, plans, wanted, aa=aa, command=command)
     for arm in [design.control, *design.arms]:
         check_parts(plans[arm, wanted[0]])
@@ -145,7 +146,7 @@ def _plans(loaded: Loaded, seeds: Sequence[int], *, aa: bool, where: Mapping[str
     return plans
 
 
-def _timed(plans: Mapping[tuple[str, int], RunPlan], folder: Path) -> dict[tuple[str, int], RunPlan]:
+def timed_plans(plans: Mapping[tuple[str, int], RunPlan], folder: Path) -> dict[tuple[str, int], RunPlan]:
     """Return plans whose budgets in seconds are steps: every arm is timed once, for all its seeds, or as the study began."""
     first: dict[str, RunPlan] = {}
     for (arm, _), plan in plans.items():
@@ -167,6 +168,7 @@ def check_data(plans: Sequence[RunPlan]) -> dict[str, dict[str, BuiltStream]]:
                 found[key] = build_stream(name, plan.streams[name])
             built[name] = found[key]
         check_readings(plan, built)
+        check_branches(plan)
         check_fits(plan, built, Ranks())
         check_vocabularies(plan, {name: b.stream.vocab_size for name, b in built.items()})
         readers[plan.arm] = built
@@ -179,7 +181,7 @@ def _check_judged(
     """Raise ConfigError if an arm has no value of the metric, or the arms' tokens are such that no number compares them."""
     outcome, measure = settled(plans[0], design.metric)
     name = outcome.evaluation
-    tokenizers = {}
+    tokenizers, asked_of = {}, {}
     for plan in plans:
         built = dict(readers[plan.arm])
         branch, _, asked = name.rpartition("/")
@@ -194,6 +196,13 @@ def _check_judged(
             raise ConfigError(
                 f"study.metric: {name} fits no stage of arm {plan.arm} (the last: {reason}), so the metric has no value there"
             )
+        main = next(s for s in plan.stages if s.name == plan.main_stage)
+        unread = evaluations_of(plan)[asked].why_not(main, material_of(plan, main, built[main.stream]))
+        if outcome.function and unread:
+            raise ConfigError(
+                f"study.metric: {name} is not read on the way through stage {main.name} of arm {plan.arm}: {unread}"
+            )
+        asked_of[plan.arm] = (plan, built, asked)
         reader = built[next(s.stream for s in plan.stages if s.name == stage)].tokenizer
         if reader is not None:
             tokenizers[plan.arm] = reader.fingerprint()
@@ -205,8 +214,8 @@ def _check_judged(
             f"({', '.join(f'{arm}: {tokenizer}' for arm, tokenizer in tokenizers.items())}); take one that counts per byte "
             f"({name}.bits_per_byte)"
         )
-    for plan in plans:
-        lost = warnings(plan, readers[plan.arm]).get(name)
+    for plan, built, asked in asked_of.values():
+        lost = warnings(plan, built).get(asked, "")
         if lost and not study.lossy_tokenizers:
             raise ConfigError(
                 f"arm {plan.arm}: {lost}, but the arms of this study have other tokenizers; take one without loss (`seedbed "
@@ -231,7 +240,9 @@ def _design(
     name, metric = outcome.evaluation, f"{outcome.evaluation}.{outcome.key}"
     for plan in plans.values():
         settled(plan, metric)
-        if not plan.test and "/" not in name and evaluations_of(plan)[name].part.reads_test:
+        branch, _, asked = name.rpartition("/")
+        part = evaluations_of(of_branch(plan, branch) if branch else plan)[asked].part
+        if not plan.test and part.reads_test:
             raise ConfigError(f"`test` is off, and a study is judged by {name} on its test part; switch it on")
     for pair in study.contrasts:
         if not aa and not set(pair) <= names:

@@ -20,6 +20,7 @@ from seedbed.experiments.plan.run_plan import RunPlan
 from seedbed.experiments.plan.specs import SamplesSpec, TuneSpec
 from seedbed.experiments.run.evaluations import evaluations_of, number_of
 from seedbed.experiments.run.run import finished
+from seedbed.experiments.study.outcomes import settled
 from seedbed.experiments.study.search import run_search
 from seedbed.experiments.study.side_by_side import RunStatus
 
@@ -90,13 +91,22 @@ def trials(grid: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
 
 
 def _check_watched(plan: RunPlan, metric: str | None) -> None:
-    name, _, _ = number_of(plan, metric)
-    if not evaluations_of(plan)[name].spec.watch:
+    outcome, _ = settled(plan, metric)
+    name = outcome.evaluation
+    if "/" in name:
+        raise ConfigError(f"a search is read off what the run itself is asked on the way, and {name} is a branch's")
+    spec = evaluations_of(plan)[name].spec
+    if spec.stage not in (None, plan.main_stage):
+        raise ConfigError(f"a search is read off the main stage, {plan.main_stage}, and {name} is about stage {spec.stage}")
+    if not spec.watch:
         raise ConfigError(f"a search is read off {name} on the way, and it is not watched; set evaluate.{name}.watch: true")
 
 
 def _last_watched(run: Path, stage: str, evaluation: str, number: str) -> float:
-    return RunRecord(run).watched(evaluation, number, stage=stage)[-1][1]
+    curve = RunRecord(run).watched(evaluation, number, stage=stage)
+    if not curve:
+        raise ConfigError(f"{run} has read no {evaluation}.{number} on the way through stage {stage}; name another metric")
+    return curve[-1][1]
 
 
 def _check_fair(spec: TuneSpec) -> None:
@@ -115,7 +125,8 @@ def _record(
     metric: str | None,
 ) -> dict[str, Any]:
     plan = next(iter(plans.values()))
-    evaluation, number, measure = number_of(plan, metric)
+    outcome, _ = settled(plan, metric)
+    evaluation, number, measure = number_of(plan, f"{outcome.evaluation}.{outcome.number}")
     better = min if measure.better == "less" else max
     found = []
     for trial, facts in settings.items():
