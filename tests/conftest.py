@@ -134,7 +134,7 @@ def runs_here(monkeypatch):
 
 def run_here(patch):
     """As the fixture runs_here, for a scope of one's own."""
-    from seedbed.experiments.run.layout import Sitting
+    from seedbed.experiments.run.layout import Session
     from seedbed.experiments.run.run import execute
     from seedbed.experiments.study import side_by_side
 
@@ -146,7 +146,7 @@ def run_here(patch):
 
     def start(run, threads, track):
         (run / "worker.err").touch()
-        execute(run, say=lambda line: None, sitting=Sitting(track=tuple(track)))
+        execute(run, say=lambda line: None, session=Session(track=tuple(track)))
         return Ended()
 
     patch.setattr(side_by_side, "_start", start)

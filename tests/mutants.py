@@ -174,10 +174,31 @@ MUTANTS = [
     ),
     Mutant(
         "sections of a document choose their own side",
-        "experiments/prepare/prepare.py",
-        "yield document, rank",
-        "yield document, content_key(document.text)[0]",
+        "experiments/prepare/units.py",
+        "document=refined, rank=rank)",
+        "document=refined, rank=content_key(document.text)[0])",
         "experiments/test_prepare.py::test_all_sections_of_a_book_stand_on_one_side",
+    ),
+    Mutant(
+        "a refiner touches what is evaluated on",
+        "experiments/prepare/units.py",
+        "if train else document",
+        "if rank else document",
+        "curate/test_refiners.py::test_a_refiner_changes_what_is_trained_on_and_no_other_side[exact]",
+    ),
+    Mutant(
+        "duplicates are looked for among what refiners keep",
+        "experiments/prepare/units.py",
+        "yield Candidate(original=document",
+        "if refined is not None: yield Candidate(original=document",
+        "curate/test_refiners.py::test_a_refiner_changes_what_is_trained_on_and_no_other_side[near]",
+    ),
+    Mutant(
+        "an artefact is charged to nobody",
+        "experiments/run/artefact_facts.py",
+        "        if charged:",
+        "        if not charged:",
+        "rehearsal/test_order_from_an_embedder.py::test_a_study_over_an_order_is_prepared_trained_and_judged",
     ),
     Mutant(
         "feedback from behind the checkpoint is kept",
@@ -279,7 +300,7 @@ MUTANTS = [
     ),
     Mutant(
         "of an id that comes twice the last value wins",
-        "experiments/prepare/columns.py",
+        "columns/from_file.py",
         "if of in values:",
         "if False:",
         "faults/test_texts.py::test_the_values_of_a_column_are_looked_at",

@@ -35,7 +35,7 @@ def test_the_command_line_starts_without_torch_numpy_or_numba():
 @pytest.mark.slow
 def test_a_data_worker_starts_without_torch():
     """What it unpickles, and the main module of a study's run, which it imports as Python's spawn does."""
-    needed = "seedbed.core.making, seedbed.experiments.streams, seedbed.experiments.run.worker"
+    needed = "seedbed.core.step_rows, seedbed.experiments.streams, seedbed.experiments.run.worker"
     code = f"import sys, {needed}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -72,7 +72,7 @@ def test_version_and_help():
         (2, ["run", "nca-text", "--set", "model.size=9M"], "no size '9M'"),
         (2, ["run", "nca-text", "--set", "streams.soil.source.band=[1.9, 2.0]"], "no rule can reach the band 1.9 to 2"),
         (2, ["run", "nca-text", "--set", "streams.soil.source.kind=nc"], "did you mean 'nca'"),
-        (2, ["run", "nca-text", "--set", "nonsense"], "--set takes A.B=VALUE"),
+        (2, ["run", "nca-text", "--set", "nonsense"], "settings are given as NAME=VALUE"),
         (2, ["run", "nca-text", "--arm", "ncaa"], "did you mean 'nca'"),
         (2, ["run", "nca-text", "--bogus"], "--bogus"),
         (2, ["run", "nca-text", "--shard", "3"], "1 rank(s) do not make groups of 3"),
@@ -97,7 +97,8 @@ def test_version_and_help():
         (3, ["nca", "check", "none.npz"], "cannot read none.npz"),
         (3, ["compare", "--check", "."], "no comparison.json"),
         (3, ["prepare", "nowhere", "--out", "out"], "nothing is found at nowhere"),
-        (2, ["prepare", "builtin:code"], "Missing option"),
+        (2, ["prepare", "builtin:code"], "prepare needs --out FOLDER for files"),
+        (2, ["prepare", "nca-demo"], "no source of the recipe nca-demo reads an artefact"),
         (2, ["prepare", "builtin:code", "--out", "out", "--on-error", "ignore"], "is not one of"),
         (2, ["prepare", "builtin:code", "--out", "out", "--meta", "language"], "--meta takes NAME=KEY"),
         (3, ["prepare", "builtin:code", "--out", "out", "--tokenizer", "mine.json"], "there is no tokenizer 'mine.json'"),
@@ -107,8 +108,9 @@ def test_version_and_help():
         (3, ["tokenizer", "check", "none.json", "builtin:code"], "there is no tokenizer"),
         (2, ["inspect", "domain-mixture", "--step", "4711"], "there is no step 4711"),
         (2, ["inspect", "domain-mixtur", "--step", "1"], "did you mean 'domain-mixture'"),
-        (2, ["column", ".", "score"], "one of --file FILE and --near-duplicates"),
-        (3, ["order", ".", "best", "--by", "score"], "holds no manifest.json"),
+        (2, ["column", ".", "score"], "Missing argument"),
+        (2, ["column", ".", "score", "clusters"], "did you mean 'cluster'"),
+        (3, ["order", ".", "best", "by_column", "column=score"], "holds no manifest.json"),
     ],
     ids=lambda x: " ".join(map(str, x)) if isinstance(x, list) else None,
 )
@@ -254,8 +256,8 @@ def test_from_a_folder_to_shards_a_column_an_order_and_a_look(tmp_path):
     (tmp_path / "scores.jsonl").write_text(
         "".join(json.dumps({"id": i, "value": -n}) + "\n" for n, i in enumerate(sorted(ids)))
     )
-    assert seedbed("column", "shards", "score", "--file", "scores.jsonl", cwd=tmp_path).returncode == 0
-    assert seedbed("order", "shards", "last-first", "--by", "score", cwd=tmp_path).returncode == 0
+    assert seedbed("column", "shards", "score", "from_file", "path=scores.jsonl", cwd=tmp_path).returncode == 0
+    assert seedbed("order", "shards", "last-first", "by_column", "column=score", cwd=tmp_path).returncode == 0
     source = "streams.text.source={kind: shards, path: shards, order: last-first, columns: [score]}"
     options = ["--scale", "smoke", "--set", source, "--set", "streams.text.tokenizer=null"]
     done = seedbed("inspect", "nca-text", "--step", "2", "--row", "1", "--json", *options, cwd=tmp_path)

@@ -1,10 +1,12 @@
 """What the contract tests share: every registered part, a run of the tiny recipe that switches it on, and a stage in memory."""
 
 import json
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 
 import pytest
 
+from seedbed.core.config import read_yaml
 from seedbed.core.errors import InterruptedRunError
 from seedbed.core.ledger import Ledger
 from seedbed.core.protocols import Corpus, Prepared
@@ -21,6 +23,7 @@ from seedbed.experiments.prepare.tokenizing import train as train_tokenizer
 from seedbed.experiments.streams import build_stream, open_stream
 from tests.conftest import write_corpus, write_recipe
 
+EXAMPLES = Path(__file__).parents[1] / "parts"
 PARTS = [(room, name) for room, registry in rooms().items() for name in registry]
 DATA_ROOMS = ("sources", "tokenizers", "packing", "mixture", "views")
 IN_THE_FORWARD = ("objectives", "layers", "models")
@@ -46,14 +49,37 @@ def prepared_inputs(once):
     return once("contracts", build)
 
 
-def settings_of(room, name, inputs):
-    """Return what a part must be told because it reads something prepared."""
-    needed = {("sources", "shards"): {"path": "shards"}, ("tokenizers", "file"): {"path": "tokenizer.json"}}
-    return {k: str(inputs / v) for k, v in needed.get((room, name), {}).items()}
+@cache
+def _example(room, name):
+    file = EXAMPLES / room / f"{name}.yaml"
+    return read_yaml(file) if file.is_file() else {}
+
+
+def example(room, name, inputs):
+    """Return a part's example (see tests/parts), with the folder of inputs in it."""
+    return json.loads(json.dumps(_example(room, name)).replace("INPUTS", str(inputs)))
+
+
+def spec_of(room, name, inputs):
+    return {"kind": name, **example(room, name, inputs).get("settings", {})}
 
 
 def build(room, name, inputs, *, shared=None, **settings):
-    return rooms()[room].build({"kind": name, **settings_of(room, name, inputs), **settings}, shared=shared)
+    return rooms()[room].build({**spec_of(room, name, inputs), **settings}, shared=shared)
+
+
+# where a recipe names a part of a room; sources and views: see switched
+PATHS = {
+    "optimizers": "stages.text.optimizer",
+    "schedules": "stages.text.schedule",
+    "tokenizers": "streams.text.tokenizer",
+    "packing": "streams.text.packing",
+    "mixture": "streams.text.mixture",
+    "models": "model",
+    "layers": "model.layers.linear",
+    "objectives": "stages.text.objective.0",
+}
+BASE = {"model.layers": {}, "stages.text.objective": [{"kind": "tokens"}]}  # so that there is something to put a part in
 
 
 def variants():
@@ -62,40 +88,57 @@ def variants():
     return [(r, n) for r, n in PARTS if r in inside] + [("precision", n) for n in PRECISIONS if n != "auto"]
 
 
+def switched(room, name, inputs):
+    """Return the changes of the tiny recipe that switch a part on, and the stream that shows it."""
+    spec, more, stream = spec_of(room, name, inputs), example(room, name, inputs).get("recipe", {}), "text"
+    if room == "precision":
+        return {"precision": name}, stream
+    if room == "sources":
+        documents = isinstance(build(room, name, inputs, shared={"seq_len": 32}), Corpus | Prepared)
+        stream = "text" if documents else "soil"
+        return {f"streams.{stream}.source": spec, **more}, stream
+    if room == "views":  # one that asks nothing by itself stands in front of the recipe's own
+        return {"streams.text.views": [spec] if build(room, name, inputs).asks_next else [spec, "next_token"], **more}, stream
+    if room == "models":  # of the recipe's size
+        return {"model.kind": name, **more}, stream
+    return {PATHS[room]: spec, **more}, stream
+
+
+def plan_of(sets, inputs, *, stream="text"):
+    """Return the plan of the tiny recipe with changes, and the stage that reads a stream."""
+    loaded = load(inputs / "tiny.yaml", sets={**BASE, **{k: v for k, v in sets.items() if k != "precision"}})
+    arm = "nca" if stream == "soil" else "scratch"
+    plan = loaded.plan(arm=arm, seed=0, threads=1, precision=sets.get("precision"))
+    return plan, next(spec for spec in plan.stages if spec.stream == stream)
+
+
 def plan_with(room, name, inputs, **more):
-    """Return the plan of a run that switches a part on, and the stage that shows it: rows go to the first, all else to text."""
-    paths = {
-        "optimizers": "stages.text.optimizer",
-        "schedules": "stages.text.schedule",
-        "tokenizers": "streams.text.tokenizer",
-        "packing": "streams.text.packing",
-        "mixture": "streams.text.mixture",
-        "models": "model",
-    }
-    spec, stage, sets = {"kind": name, **settings_of(room, name, inputs)}, "text", {}
-    if room in paths:
-        sets = {paths[room]: spec}
-    elif room == "sources":
-        own = {"nca": "soil", "text": "text"}  # the recipe's sources stay as they are
-        if name not in own:
-            documents = isinstance(build(room, name, inputs, shared={"seq_len": 32}), Corpus | Prepared)
-            sets = {f"streams.{'text' if documents else 'soil'}.source": spec}
-        stage = own.get(name) or next(iter(sets)).split(".")[1]
-    elif room == "views":
-        sets = {"streams.text.views": [*([] if name == "next_token" else [spec]), "next_token"]}
-    else:
-        sets = {"objectives": {"stages.text.objective": [spec]}, "layers": {"model.layers": {"linear": spec}}}.get(room, {})
-    if room == "models":
-        sets = {"model.kind": name}
-    if name == "integers":
-        sets |= {"streams.text.source.path": str(inputs / "numbers.jsonl"), "samples.prompts": ["1 2"]}
-    precision = name if room == "precision" else None
-    loaded = load(inputs / "tiny.yaml", sets={**sets, **more})
-    plan = loaded.plan(arm="nca" if stage == "soil" else "scratch", seed=0, threads=1, precision=precision)
-    return plan, next(spec for spec in plan.stages if spec.name == stage)
+    """Return the plan of a run that switches a part on, and the stage that shows it."""
+    sets, stream = switched(room, name, inputs)
+    return plan_of({**sets, **more}, inputs, stream=stream)
 
 
-class Sitting:
+def covering(inputs):
+    """Return changes of the recipe that together switch on every part, each time one of every room whose changes don't meet."""
+    left, found = variants(), []
+    while left:
+        sets, rooms_in = {}, set()
+        for room, name in list(left):
+            own, _ = switched(room, name, inputs)
+            if room not in rooms_in and not any(_meet(a, b) for a in own for b in sets):
+                sets |= own
+                rooms_in.add(room)
+                left.remove((room, name))
+        found.append(sets)
+    return found
+
+
+def _meet(one, other):
+    """Whether two paths are the same, or one lies below the other."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+class Session:
     """One stage of a plan, trained in memory by the run's own engine; stopped, it can be saved and gone on with."""
 
     def __init__(self, plan, spec):
@@ -156,7 +199,7 @@ class Sitting:
         return folder
 
     def going_on(self, other, folder):
-        """Take over from a saved checkpoint and from what the other sitting's mixture was told."""
+        """Take over from a saved checkpoint and from what the other session's mixture was told."""
         state = load_checkpoint(folder, model=self.stage.system, optimizer=self.stage.optimizer)
         self.at = Counters(**state["counters"])
         self.built.stream.history[:] = other.built.stream.history

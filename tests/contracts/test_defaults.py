@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 
 from seedbed.experiments.assemble import rooms
-from seedbed.experiments.plan.specs import EvaluationSpec, MapSpec, SamplesSpec, StageSpec, StreamSpec, StudySpec, WeightsSpec
+from seedbed.experiments.plan.specs import EvaluationSpec, PrepareSpec, SamplesSpec, StageSpec, StreamSpec, WeightsSpec
+from seedbed.experiments.plan.study_specs import MapSpec, StudySpec
+from seedbed.experiments.prepare.preparation import settings_of_preparing
 from seedbed.models.sizes import SIZES
 
 FILE = Path(__file__).parents[1] / "data/defaults.json"
@@ -22,8 +24,9 @@ def defaults():
         for room, registry in rooms().items()
         for name in registry
     }
-    for spec in (StreamSpec, StageSpec, WeightsSpec, EvaluationSpec, SamplesSpec, StudySpec, MapSpec):
+    for spec in (StreamSpec, StageSpec, WeightsSpec, EvaluationSpec, SamplesSpec, StudySpec, MapSpec, PrepareSpec):
         found[f"recipe.{spec.__name__}"] = {n: f.get_default(call_default_factory=True) for n, f in spec.model_fields.items()}
+    found["recipe.prepare"] = settings_of_preparing()
     return json.loads(json.dumps({**found, "sizes": SIZES}, default=repr, sort_keys=True))
 
 

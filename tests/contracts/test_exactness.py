@@ -10,15 +10,25 @@ import numpy as np
 import pytest
 import torch
 
-from seedbed.core.making import open_in_worker, rows_in_worker
 from seedbed.core.protocols import Neutral, Objective
-from seedbed.core.records import Document, Progress, Role, TokenTargets
+from seedbed.core.records import Document, Keep, Progress, Role, TokenTargets
 from seedbed.core.records import Loss as LossRecord
+from seedbed.core.step_rows import open_in_worker, rows_in_worker
 from seedbed.core.workers import worker_pool
 from seedbed.engine.batches import collate
 from seedbed.engine.step import Term
 from seedbed.experiments.assemble import layout_free, rooms
-from tests.contracts.inputs import DATA_ROOMS, IN_THE_FORWARD, PARTS, Sitting, build, plan_with, prepared_inputs, variants
+from tests.contracts.inputs import (
+    DATA_ROOMS,
+    IN_THE_FORWARD,
+    PARTS,
+    Session,
+    build,
+    plan_of,
+    plan_with,
+    prepared_inputs,
+    variants,
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +40,9 @@ def inputs(once):
 def test_stopping_and_going_on_is_exact_with_every_part(room, name, inputs, tmp_path):
     """Eight steps equal three, a stop and five: weights and moments bit for bit."""
     plan, spec = plan_with(room, name, inputs)
-    whole = Sitting(plan, spec).train()
-    first = Sitting(plan, spec).train(stop_after=3)
-    second = Sitting(plan, spec).going_on(first, first.saved(tmp_path / "step-3")).train()
+    whole = Session(plan, spec).train()
+    first = Session(plan, spec).train(stop_after=3)
+    second = Session(plan, spec).going_on(first, first.saved(tmp_path / "step-3")).train()
     assert first.losses + second.losses == whole.losses
     assert second.packed() == whole.packed()
 
@@ -56,7 +66,7 @@ def worker():
 @pytest.mark.parametrize(("room", "name"), [v for v in variants() if v[0] in DATA_ROOMS])
 def test_another_process_makes_the_same_rows(room, name, inputs, worker):
     plan, spec = plan_with(room, name, inputs)
-    here = Sitting(plan, spec)
+    here = Session(plan, spec)
     made = worker.submit(_rows_of, here.opener, 8, {"offset": 1, "share": 3, "seed": 0}).result()
     stream = here.built.stream
     for mine, theirs in zip(stream.rows(9, count=3, seed=0), made.rows, strict=True):
@@ -72,18 +82,18 @@ def test_micro_batches_change_a_layout_free_part_by_rounding_only(room, name, in
         pytest.skip(f"{name} says that it is not layout-free")
     losses = []
     for size in (4, 1, 3):
-        losses.append(Sitting(*plan_with(room, name, inputs, **{"stages.text.micro_batch_size": size})).train().losses)
+        losses.append(Session(*plan_with(room, name, inputs, **{"stages.text.micro_batch_size": size})).train().losses)
     assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[2] == pytest.approx(losses[0], rel=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_on_a_gpu_going_on_is_exact_if_deterministic_and_close_if_not(deterministic, inputs, tmp_path):
-    plan, spec = plan_with("objectives", "tokens", inputs)
+    plan, spec = plan_of({}, inputs)
     plan = plan.model_copy(update={"device": "cuda", "deterministic": deterministic})
-    whole = Sitting(plan, spec).train()
-    first = Sitting(plan, spec).train(stop_after=3)
-    second = Sitting(plan, spec).going_on(first, first.saved(tmp_path / "step-3")).train()
+    whole = Session(plan, spec).train()
+    first = Session(plan, spec).train(stop_after=3)
+    second = Session(plan, spec).going_on(first, first.saved(tmp_path / "step-3")).train()
     both = first.losses + second.losses
     assert both == whole.losses if deterministic else both == pytest.approx(whole.losses, rel=1e-3)  # as docs/continue.md says
 
@@ -131,20 +141,17 @@ class PlainTokens(Objective):
 
 
 def _objective(name, inputs):
-    sittings = [Sitting(*plan_with("objectives", "tokens", inputs)) for _ in range(2)]
+    sessions = [Session(*plan_of({}, inputs)) for _ in range(2)]
     parts = build("objectives", name, inputs, **_neutral("objectives", name)), PlainTokens()
-    for sitting, part in zip(sittings, parts, strict=True):
-        sitting.stage = dataclasses.replace(sitting.stage, terms=[Term(name="tokens", objective=part, stream="text")])
-    return [s.train().losses for s in sittings]
+    for session, part in zip(sessions, parts, strict=True):
+        session.stage = dataclasses.replace(session.stage, terms=[Term(name="tokens", objective=part, stream="text")])
+    return [s.train().losses for s in sessions]
 
 
 def _layer(name, inputs):
     """In the place of every linear, beside a model without any layer named."""
     spec = {"kind": name, **_neutral("layers", name)}
-    return [
-        Sitting(*plan_with("objectives", "tokens", inputs, **{"model.layers": layers})).train().losses
-        for layers in ({"linear": spec}, {})
-    ]
+    return [Session(*plan_of({"model.layers": layers}, inputs)).train().losses for layers in ({"linear": spec}, {})]
 
 
 def _schedule(name, inputs):
@@ -168,36 +175,34 @@ def _optimizer(name, inputs):
 
 
 def _mixture(name, inputs):
-    """A mixture with feedback that does not heed it, beside one without."""
+    """A mixture that does not heed what it is told, beside one that is told nothing."""
     sizes = {"a": 12, "b": 30}
     amounts = {n: {"bytes": 10.0 * size} for n, size in sizes.items()}
-    history = [Sitting.told("loss_nats", position, sizes) for position in (256, 512)]
+    history = [Session.told("loss_nats", position, sizes) for position in (256, 512)]
+    flat = [dataclasses.replace(told, values=dict.fromkeys(sizes, 1.0)) for told in history]
     some = {"window": 64, "every": 256}
     heeding = build("mixture", name, inputs, **some, **_neutral("mixture", name)).resolved(amounts)
-    plain = build("mixture", "weighted", inputs, window=64).resolved(amounts)
-    return (
-        heeding.draws(0, count=600, sizes=sizes, seed=3, history=history),
-        plain.draws(0, count=600, sizes=sizes, seed=3),
-    )
+    draws = [heeding.draws(0, count=600, sizes=sizes, seed=3, history=told) for told in (history, flat)]
+    return draws[0], draws[1]
 
 
 def _model(name, inputs):
     """Trained as it is read: nothing is drawn inside."""
     plan, spec = plan_with("models", name, inputs, **{f"model.{k}": v for k, v in _neutral("models", name).items()})
-    sitting = Sitting(plan, spec)
-    model, batch = sitting.stage.model, collate(sitting.built.stream.rows(0, count=4, seed=0))
+    session = Session(plan, spec)
+    model, batch = session.stage.model, collate(session.built.stream.rows(0, count=4, seed=0))
     torch.manual_seed(1)
     return [[m(batch).hidden_BTD.detach()] for m in (model.train(), model.eval())]
 
 
 def _curate(name, inputs):
-    part = build("curate", name, inputs, **_neutral("curate", name))
-    return [part(Document(id="x", text=text)) for text in ("", "a", "b" * 10**6)], [""] * 3
+    part = build("curate", name, inputs, **_neutral("curate", name)).opened(lambda path: [])
+    return [part(Document(id="x", text=text), lent={}) for text in ("", "a", "b" * 10**6)], [Keep()] * 3
 
 
 def _transfer(name, inputs):
-    plan, spec = plan_with("objectives", "tokens", inputs)
-    old, new = (Sitting(plan, spec).stage.model for _ in range(2))
+    plan, spec = plan_of({}, inputs)
+    old, new = (Session(plan, spec).stage.model for _ in range(2))
     with torch.no_grad():
         for p in new.parameters():
             p.zero_()
@@ -220,5 +225,5 @@ CONTROLS = {
 
 def test_a_term_of_weight_zero_is_not_computed(inputs):
     terms = [["tokens"], ["tokens", {"kind": "tokens", "weight": 0, "z_weight": 0.5}]]
-    losses = [Sitting(*plan_with("views", "next_token", inputs, **{"stages.text.objective": t})).train().losses for t in terms]
+    losses = [Session(*plan_of({"stages.text.objective": t}, inputs)).train().losses for t in terms]
     assert losses[0] == losses[1]

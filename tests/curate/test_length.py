@@ -3,12 +3,14 @@
 import pytest
 
 from seedbed.core.errors import ConfigError
-from seedbed.core.records import Document
+from seedbed.core.records import Document, Keep
 from seedbed.curate.length import Length
 
 
 def _reason(text, **settings):
-    return Length(**settings)(Document(id="d", text=text))
+    """Return why a document is dropped, or nothing."""
+    verdict = Length(**settings)(Document(id="d", text=text), lent={})
+    return "" if verdict == Keep() else verdict.reason
 
 
 def test_by_default_only_empty_documents_are_dropped():

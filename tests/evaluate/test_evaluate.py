@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from seedbed.core.records import Document, Row
+from seedbed.core.errors import ConfigError
+from seedbed.core.records import Batch, Document, Row
 from seedbed.evaluate.bits_per_byte import BitsPerByte, items_of, summary
 from seedbed.evaluate.frame_completion import frame_completion
 from seedbed.evaluate.rule_floors import floors, floors_by_frame
 from seedbed.evaluate.rule_inference import RuleInference
 from seedbed.models.decoder import Decoder
-from seedbed.scorers.own_run import OwnRun, _spans
+from seedbed.scorers.own_run import ModelReader, OwnRun, _spans
 from seedbed.tokenizers.bytes import Bytes
 
 
@@ -41,7 +42,7 @@ def test_documents_weigh_by_their_bytes_not_alike():
 def _scorer(**settings):
     model = Decoder(num_layers=1, d_model=16, num_heads=2).build(vocab_size=257)
     model.initialize(seed=0, embedding_std=0.5)
-    return OwnRun(model=model, tokenizer=Bytes(), seq_len=8, batch_size=3, **settings)
+    return ModelReader(model=model, tokenizer=Bytes(), seq_len=8, batch_size=3, **settings)
 
 
 @pytest.mark.parametrize("stride", [None, 1, 3, 8])
@@ -52,7 +53,6 @@ def test_every_byte_is_scored_once_with_the_loss_it_has_in_its_window(stride):
     assert [len(x) for x in losses] == [len(t.encode()) for t in texts]
     ids = [256, *texts[1].encode()]
     with torch.no_grad():
-        from seedbed.core.records import Batch
 
         def by_hand(i):
             span = next((s, e) for s, e in _spans(len(ids) - 1, 8, stride or 8) if s <= i < e)
@@ -61,6 +61,47 @@ def test_every_byte_is_scored_once_with_the_loss_it_has_in_its_window(stride):
             return float(-logits.log_softmax(-1)[i - begin, ids[i + 1]])
 
         np.testing.assert_allclose(losses[1], [by_hand(i) for i in range(len(ids) - 1)], atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["", "a", "seven b", "eight by", "longer than two windows"])
+def test_a_text_is_embedded_token_by_token_as_its_windows_are(text):
+    reader = _scorer()
+    states = reader.embed(["another", text, text])
+    assert [len(x) for x in states] == [7, len(text), len(text)]
+    np.testing.assert_array_equal(states[1], states[2])
+    ids, by_hand = [256, *text.encode()], []
+    with torch.no_grad():
+        for i in range(0, len(ids), 8):
+            by_hand.append(reader.model(Batch(tokens_BT=torch.tensor([ids[i : i + 8]]))).hidden_BTD[0])
+    np.testing.assert_allclose(states[1], torch.cat(by_hand)[1:], atol=1e-5)
+    assert reader.spent().positions > 0 == reader.spent().positions
+
+
+class Lengths(torch.nn.Module):
+    """Tells two classes apart by how long a window is."""
+
+    def classes(self, outputs):
+        rows, length = outputs.hidden_BTD.shape[:2]
+        return torch.tensor([[float(length), 0.0]] * rows)
+
+
+def test_a_text_of_several_windows_is_classified_by_their_mean_weighted_by_length():
+    reader = _scorer(own={"topic": Lengths()})
+    found = reader.classify(["abc", "a" * 10])
+    share = torch.tensor([[4.0, 0.0], [8.0, 0.0], [3.0, 0.0]]).softmax(-1)[:, 0]
+    np.testing.assert_allclose(found[:, 0], [share[0], (8 * share[1] + 3 * share[2]) / 11], rtol=1e-6)
+    np.testing.assert_allclose(found.sum(1), 1, rtol=1e-6)
+
+
+def test_what_a_model_cannot_be_asked_is_told():
+    with pytest.raises(ConfigError, match="sees later positions, so it cannot score"):
+        _scorer(causal=False).score(["a"])
+    with pytest.raises(ConfigError, match="has no module '' that classifies"):
+        _scorer().classify(["a"])
+    with pytest.raises(ConfigError, match="did you mean 'topic'"):
+        _scorer(own={"topic": Lengths(), "other": Lengths()}, how=OwnRun(term="topi")).classify(["a"])
+    with pytest.raises(ConfigError, match="own_run needs `model`"):
+        OwnRun().models  # noqa: B018
 
 
 def test_more_context_is_what_a_stride_buys():
@@ -155,7 +196,7 @@ class Asked:
     """Rows of frames of four tokens, on 1x2 cells read one by one, and a model whose losses are given."""
 
     seed, seq_len, tokenizer, causal, own = 0, 11, None, True, {}
-    frame_tokens, patch_ids, cells = 4, 16, (16, 1)
+    frame_tokens, patch_ids, cells, described = 4, 16, (16, 1), {}
 
     def __init__(self, nll_RT):
         self.tokens_RT, self.nll_RT = np.tile([16, 1, 2, 17], (3, 3)), nll_RT

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("datatrove")
 
 from seedbed.core.errors import DataError
-from seedbed.experiments.prepare import prepare as module
+from seedbed.experiments.prepare import inputs
 from seedbed.experiments.prepare.at_scale import describe, run_local
 from seedbed.experiments.prepare.prepare import prepare
 from tests.experiments.test_prepare import _hashes, _text
@@ -20,7 +20,7 @@ def files(tmp_path, monkeypatch):
     for f in range(5):
         lines = [json.dumps({"text": _text(100 * f + i)}) for i in range(30)]
         (folder / f"{f}.jsonl").write_text("\n".join(lines))
-    monkeypatch.setattr(module, "UNIT_BYTES", 6000)
+    monkeypatch.setattr(inputs, "UNIT_BYTES", 6000)
     return folder
 
 

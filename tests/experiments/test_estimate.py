@@ -241,7 +241,7 @@ def test_nothing_is_changed_and_nothing_left_behind(sized, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [s for s in SIZES if s != "nca-paper"])
+@pytest.mark.parametrize("size", [s for s in SIZES if s != "1.6B"])
 def test_every_preset_is_estimated(sized, size):
     """The largest is, in a process of its own, below."""
     sets = {"model": {"kind": "decoder", "size": size}, "stages.soil.micro_batch_size": 1}
@@ -253,7 +253,7 @@ def test_every_preset_is_estimated(sized, size):
 @pytest.mark.slow
 def test_a_model_that_could_never_be_trained_here_is_estimated_in_six_gib(sized):
     """The largest preset needs over 24 GiB; its dry run's process stays under 6."""
-    sized.write_text(RECIPE.replace("num_layers: 6, d_model: 32, num_heads: 2", "size: nca-paper"))
+    sized.write_text(RECIPE.replace("num_layers: 6, d_model: 32, num_heads: 2", "size: 1.6B"))
     command = [sys.executable, "-m", "seedbed", "run", str(sized), "--threads", "1", "--dry-run", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         said = child.stdout.read()

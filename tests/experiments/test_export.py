@@ -18,7 +18,7 @@ from seedbed.experiments.export import tokenizer as exported_tokenizer
 from seedbed.experiments.export.export import LIMIT, Exported, export, open_export
 from seedbed.models.decoder import Decoder
 from seedbed.models.hugging_face import folder_settings, folder_weights
-from seedbed.scorers.own_run import OwnRun
+from seedbed.scorers.own_run import ModelReader
 from tests.conftest import write_recipe
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers import models as kinds
@@ -146,7 +146,7 @@ def test_the_folder_works_in_lm_evaluation_harness(plain, tmp_path):
         "doc_to_choice: a\ntarget_delimiter: ''\nmetric_list: [{metric: acc}]\n"
     )
     trained = commands.open_run(run, device="cpu")
-    scorer = OwnRun(model=trained.model, tokenizer=trained.tokenizer, seq_len=trained.seq_len)
+    scorer = ModelReader(model=trained.model, tokenizer=trained.tokenizer, seq_len=trained.seq_len)
     card = (exported.folder / "README.md").read_text()
 
     def evaluated(task, settings):

@@ -15,7 +15,7 @@ from seedbed.core.errors import DataError, InterruptedRunError, RefusedError, Ru
 from seedbed.experiments import commands
 from seedbed.experiments.inspection import as_text, inspect
 from seedbed.experiments.plan.load import load
-from seedbed.experiments.run.layout import Sitting
+from seedbed.experiments.run.layout import Session
 from seedbed.experiments.run.run import create, execute, finished
 from seedbed.experiments.run.signals import Signals
 from tests.conftest import write_corpus, write_recipe
@@ -204,7 +204,7 @@ def test_data_workers_end_with_their_run_and_a_killed_one_is_named(recipe, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_data_workers_changes_nothing(recipe, tmp_path, monkeypatch, workers):
-    """Also when it changes between two sittings."""
+    """Also when it changes between two sessions."""
     whole = _run(recipe, tmp_path / "whole").folder
     folder = tmp_path / "run"
     create(load(recipe).plan(arm="nca", seed=0, threads=1, data_workers=workers), folder, recipe_text="x")
@@ -212,7 +212,7 @@ def test_the_number_of_data_workers_changes_nothing(recipe, tmp_path, monkeypatc
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
         patch.setattr(Signals, "stopped", lambda self: next(calls) == 9)
         execute(folder, say=_quiet)
-    commands.resume(folder, say=_quiet, sitting=Sitting(data_workers=2 - workers))
+    commands.resume(folder, say=_quiet, session=Session(data_workers=2 - workers))
     _same(whole, folder)
 
 

@@ -16,7 +16,7 @@ from seedbed.engine.checkpoints import load_weights, read_state
 from seedbed.experiments import commands
 from seedbed.experiments.plan.load import load
 from seedbed.experiments.plan.run_plan import read_plan
-from seedbed.experiments.run.layout import Sitting
+from seedbed.experiments.run.layout import Session
 from seedbed.experiments.run.run import create, execute, finished
 from seedbed.experiments.run.signals import Signals
 from seedbed.experiments.run.stages import whole_system
@@ -53,7 +53,7 @@ def test_another_micro_batch_on_resume_changes_a_layout_free_run_by_rounding_onl
     whole = a_run / "run"
     folder = _stopped(a_run / "tiny.yaml", tmp_path / "run", monkeypatch)
     said = []
-    commands.resume(folder, say=said.append, sitting=Sitting(micro_batch_size=size))
+    commands.resume(folder, say=said.append, session=Session(micro_batch_size=size))
     assert any("layout-free, so it goes on the same but for rounding" in line for line in said)
     assert _losses(folder) == pytest.approx(_losses(whole), rel=BOUND)
     assert _losses(folder)[:3] == _losses(whole)[:3]
@@ -67,7 +67,7 @@ def test_a_resume_reuses_the_layout_it_finds(recipe, tmp_path, monkeypatch):
     calls = iter(range(1, 100))
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
         patch.setattr(Signals, "stopped", lambda self: next(calls) == 2)
-        execute(folder, say=_quiet, sitting=Sitting(micro_batch_size=2))
+        execute(folder, say=_quiet, session=Session(micro_batch_size=2))
     said = []
     commands.resume(folder, say=said.append)
     assert not any("layout" in line for line in said)
@@ -75,22 +75,22 @@ def test_a_resume_reuses_the_layout_it_finds(recipe, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "sitting",
+    "session",
     [
-        pytest.param(Sitting(micro_batch_size=1), id="micro-batch"),
-        pytest.param(Sitting(threads=2), id="threads", marks=pytest.mark.slow),  # which wait for each other
+        pytest.param(Session(micro_batch_size=1), id="micro-batch"),
+        pytest.param(Session(threads=2), id="threads", marks=pytest.mark.slow),  # which wait for each other
     ],
 )
-def test_where_draws_hang_on_the_layout_another_one_needs_a_word(recipe, tmp_path, monkeypatch, sitting):
+def test_where_draws_hang_on_the_layout_another_one_needs_a_word(recipe, tmp_path, monkeypatch, session):
     from dataclasses import replace
 
     few = {"stages.soil.budget.steps": 4, "stages.text.budget.steps": 2}
     folder = _stopped(recipe, tmp_path / "run", monkeypatch, sets=DROPOUT | few)
     with pytest.raises(RefusedError, match="another layout than the checkpoint's.*--inexact"):
-        commands.resume(folder, say=_quiet, sitting=sitting)
+        commands.resume(folder, say=_quiet, session=session)
     assert finished(folder) is None
     said = []
-    commands.resume(folder, say=said.append, sitting=replace(sitting, inexact=True))
+    commands.resume(folder, say=said.append, session=replace(session, inexact=True))
     assert any("will not be that of an undisturbed run" in line for line in said)
 
 

@@ -11,7 +11,7 @@ from seedbed.experiments.study.learnability import learnability_map
 def test_a_map_measures_every_setting_and_goes_on_where_it_stopped(tmp_path):
     sets = {"map.blocks": {"tiny": {"grid": {"streams.soil.source.states": [2, 3]}}}}
     found = learnability_map("nca-map", out=tmp_path / "map", scale="smoke", sets=sets)
-    assert [s["automaton"]["states"] for s in found.data["settings"]] == [2, 3]
+    assert [s["source"]["states"] for s in found.data["settings"]] == ["2", "3"]
     for s in found.data["settings"]:
         assert s["below_nats"] == pytest.approx(min(s["floors_nats"].values()) - s["loss_nats"])
         assert s["below_on_the_way"][-1][1] == pytest.approx(s["below_nats"]), "the last look is the record"

@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from seedbed.core.errors import ConfigError, DataError, RefusedError, RunFailedError
 from seedbed.experiments.plan.specs import StreamSpec
-from seedbed.experiments.prepare import columns
+from seedbed.experiments.prepare import inputs, seal, units
 from seedbed.experiments.prepare import prepare as module
-from seedbed.experiments.prepare.columns import open_prepared
-from seedbed.experiments.prepare.prepare import make_units, plan, prepare, validate_folder
+from seedbed.experiments.prepare.passes import make_column, make_order, open_prepared
+from seedbed.experiments.prepare.preparation import Preparation
+from seedbed.experiments.prepare.prepare import prepare, validate_folder
+from seedbed.experiments.prepare.units import make_units, plan
 from seedbed.experiments.streams import build_stream
 from seedbed.sources.shards import SPLITS, Shards
 from seedbed.tokenizers.bytes import Bytes
@@ -75,7 +77,9 @@ def _all(folder):
 
 
 def _hashes(folder):
-    return {f.name: sha256(f.read_bytes()).hexdigest() for f in sorted(folder.iterdir()) if f.is_file()}
+    """The hashes of all files but the one that says how long it took."""
+    files = (f for f in sorted(folder.iterdir()) if f.is_file() and f.name != seal.COST)
+    return {f.name: sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 @pytest.fixture
@@ -135,8 +139,8 @@ def test_a_shard_ends_before_the_document_that_would_pass_its_size(tmp_path):
 
 
 def test_bytes_are_the_same_for_any_number_of_workers(texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "UNIT_BYTES", 1500)
-    assert len(plan(module.Preparation(paths=(str(texts),))).units) > 4
+    monkeypatch.setattr(inputs, "UNIT_BYTES", 1500)
+    assert len(plan(Preparation(paths=(str(texts),))).units) > 4
     _prepare(texts, tmp_path / "out-1", duplicates="near")
     (code,), said = ended([forked(FORKING, texts, tmp_path / "out-3", 3, 1500)])
     assert code == 0, said
@@ -145,7 +149,7 @@ def test_bytes_are_the_same_for_any_number_of_workers(texts, tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_workers_that_begin_afresh_make_the_same_bytes(texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "UNIT_BYTES", 1500)
+    monkeypatch.setattr(inputs, "UNIT_BYTES", 1500)
     for workers in (1, 2):
         _prepare(texts, tmp_path / f"out-{workers}", workers=workers, duplicates="near")
     assert _hashes(tmp_path / "out-1") == _hashes(tmp_path / "out-2")
@@ -154,8 +158,8 @@ def test_workers_that_begin_afresh_make_the_same_bytes(texts, tmp_path, monkeypa
 def test_a_large_file_of_lines_is_cut_into_ranges_that_hold_what_the_whole_does(tmp_path, monkeypatch):
     file = _lines(tmp_path / "a.jsonl", [{"text": _text(i, 5 + i % 30)} for i in range(80)])
     _prepare(file, tmp_path / "whole")
-    monkeypatch.setattr(module, "UNIT_BYTES", 1000)
-    cut = plan(module.Preparation(paths=(str(file),)))
+    monkeypatch.setattr(inputs, "UNIT_BYTES", 1000)
+    cut = plan(Preparation(paths=(str(file),)))
     assert len(cut.units) > 5
     _prepare(file, tmp_path / "cut")
     assert _all(tmp_path / "cut") == _all(tmp_path / "whole")
@@ -163,11 +167,12 @@ def test_a_large_file_of_lines_is_cut_into_ranges_that_hold_what_the_whole_does(
 
 @pytest.mark.parametrize("when", ["in a unit", "in the seal", "before the manifest"])
 def test_after_a_stop_anywhere_the_same_command_goes_on_to_the_same_bytes(texts, tmp_path, monkeypatch, when):
-    monkeypatch.setattr(module, "UNIT_BYTES", 1500)
+    monkeypatch.setattr(inputs, "UNIT_BYTES", 1500)
     _prepare(texts, tmp_path / "whole")
     calls = iter(range(1000))
+    where = units if when == "in a unit" else seal
     name = {"in a unit": "_records", "in the seal": "_copy", "before the manifest": "sync_folder"}[when]
-    real = getattr(module, name)
+    real = getattr(where, name)
 
     def stopping(*given, **more):
         if next(calls) == (0 if when == "before the manifest" else 2):
@@ -175,7 +180,7 @@ def test_after_a_stop_anywhere_the_same_command_goes_on_to_the_same_bytes(texts,
         return real(*given, **more)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, name, stopping)
+        patch.setattr(where, name, stopping)
         _prepare(texts, tmp_path / "out")
     with pytest.raises(DataError, match="holds no manifest.json .it was begun: run the same"):
         open_prepared(tmp_path / "out")
@@ -398,14 +403,14 @@ def test_nothing_is_overwritten_and_nothing_mixed(texts, tmp_path):
 
 def _stopped_after_a_unit(texts, folder):
     folder.mkdir()
-    work = plan(module.Preparation(paths=(str(texts),)))
+    work = plan(Preparation(paths=(str(texts),)))
     module.begin(folder, work)
-    module.make_unit(folder, work, 0)
+    units.make_unit(folder, work, 0)
 
 
 def test_no_space_left_loses_nothing_that_was_done(texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "UNIT_BYTES", 1500)
-    real, calls = module.ShardWriter.add, iter(range(1000))
+    monkeypatch.setattr(inputs, "UNIT_BYTES", 1500)
+    real, calls = units.ShardWriter.add, iter(range(1000))
 
     def full(self, *given):
         if next(calls) == 12:
@@ -413,7 +418,7 @@ def test_no_space_left_loses_nothing_that_was_done(texts, tmp_path, monkeypatch)
         return real(self, *given)
 
     with monkeypatch.context() as patch, pytest.raises(RunFailedError, match="No space left on device; what was done is kept"):
-        patch.setattr(module.ShardWriter, "add", full)
+        patch.setattr(units.ShardWriter, "add", full)
         _prepare(texts, tmp_path / "out")
     done = len(list((tmp_path / "out/.work").glob("unit-*")))
     assert done > 0
@@ -440,6 +445,10 @@ def test_wrong_settings_are_named(texts, tmp_path, more, error, message):
         _prepare(texts, tmp_path / "out", **more)
 
 
+def _column_of(folder, name, file):
+    return make_column(folder, name, {"kind": "from_file", "path": str(file)})
+
+
 def test_columns_are_joined_by_id_and_orders_are_read_before_packing(tmp_path):
     file = _lines(tmp_path / "a.jsonl", [{"text": [10 * i, 10 * i + 1]} for i in range(4)])
     out = tmp_path / "out"
@@ -447,10 +456,10 @@ def test_columns_are_joined_by_id_and_orders_are_read_before_packing(tmp_path):
     scores = _lines(
         tmp_path / "scores.jsonl", [{"id": f"a.jsonl:{n}", "value": v} for n, v in ((3, 0.5), (1, 2.0), (2, -1), (4, 1))]
     )
-    columns.column_from_file(out, "score", scores)
+    _column_of(out, "score", scores)
     documents = open_prepared(out, columns=["score"]).documents("train")
     assert [d.meta["score"] for d in documents] == [2.0, -1.0, 0.5, 1.0]
-    columns.order_by(out, "best-first", column="score", descending=True)
+    make_order(out, "best-first", {"kind": "by_column", "column": "score", "descending": True})
     spec = {
         "source": {"kind": "shards", "path": str(out), "order": "best-first"},
         "mixture": {"kind": "epochs", "shuffle": False},
@@ -460,20 +469,18 @@ def test_columns_are_joined_by_id_and_orders_are_read_before_packing(tmp_path):
     assert shown == [[100, 0, 1], [100, 30, 31], [100, 20, 21]], "scores 2, 1, 0.5"
     assert built.stream.sources["shards"].store.document("train", 1).id == "a.jsonl:4"
     with pytest.raises(DataError, match="the document 'a.jsonl:1' has no value"):
-        columns.column_from_file(
-            out, "half", _lines(tmp_path / "half.jsonl", [{"id": f"a.jsonl:{n}", "value": 1} for n in (2, 3, 4)])
-        )
+        _column_of(out, "half", _lines(tmp_path / "half.jsonl", [{"id": f"a.jsonl:{n}", "value": 1} for n in (2, 3, 4)]))
     with pytest.raises(DataError, match="line 1: its value is neither"):
-        columns.column_from_file(out, "none", _lines(tmp_path / "none.jsonl", [{"id": "a.jsonl:1", "value": None}]))
+        _column_of(out, "none", _lines(tmp_path / "none.jsonl", [{"id": "a.jsonl:1", "value": None}]))
     with pytest.raises(RefusedError, match="exists already"):
-        columns.column_from_file(out, "score", scores)
+        _column_of(out, "score", scores)
 
 
 def test_a_duplicate_cluster_is_named_by_its_first_document(tmp_path):
     base = _text(0, 120)
     file = _lines(tmp_path / "a.jsonl", [{"text": base}, {"text": _text(1, 120)}, {"text": base + " comet"}])
     _prepare(file, tmp_path / "out", valid_share=0, test_share=0)
-    columns.column_of_duplicates(tmp_path / "out", "cluster")
+    make_column(tmp_path / "out", "cluster", "cluster")
     documents = open_prepared(tmp_path / "out", columns=["cluster"]).documents("train")
     assert [d.meta["cluster"] for d in documents] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:1"]
 
@@ -481,21 +488,21 @@ def test_a_duplicate_cluster_is_named_by_its_first_document(tmp_path):
 def test_a_column_of_other_shards_is_refused(texts, tmp_path):
     for name, share in (("a", 0.1), ("b", 0.4)):
         _prepare(texts, tmp_path / name, valid_share=share)
-    columns.column_of_duplicates(tmp_path / "a", "cluster")
+    make_column(tmp_path / "a", "cluster", "cluster")
     os.rename(tmp_path / "a/columns", tmp_path / "b/columns")
     with pytest.raises(DataError, match="belongs to other shards"):
         open_prepared(tmp_path / "b", columns=["cluster"])
 
 
 def test_work_that_is_there_is_not_done_again(texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "UNIT_BYTES", 1500)
-    work = plan(module.Preparation(paths=(str(texts),)))
+    monkeypatch.setattr(inputs, "UNIT_BYTES", 1500)
+    work = plan(Preparation(paths=(str(texts),)))
     (tmp_path / "out").mkdir()
     module.begin(tmp_path / "out", work)
     make_units(tmp_path / "out", work, [0, 2], workers=1, say=_quiet)
     made = []
     monkeypatch.setattr(
-        module, "make_unit", lambda folder, work, n, real=module.make_unit: (made.append(n), real(folder, work, n))
+        units, "make_unit", lambda folder, work, n, real=units.make_unit: (made.append(n), real(folder, work, n))
     )
     _prepare(texts, tmp_path / "out")
     assert made == [n for n in range(len(work.units)) if n not in (0, 2)]
@@ -503,7 +510,7 @@ def test_work_that_is_there_is_not_done_again(texts, tmp_path, monkeypatch):
 
 def test_many_units_and_shards_need_few_file_descriptors(tmp_path, monkeypatch):
     file = _lines(tmp_path / "a.jsonl", [{"text": _text(i, 20)} for i in range(200)])
-    monkeypatch.setattr(module, "UNIT_BYTES", 200)
+    monkeypatch.setattr(inputs, "UNIT_BYTES", 200)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = len(os.listdir("/proc/self/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 220, hard))
@@ -561,6 +568,6 @@ def test_an_evaluation_set_may_be_a_prepared_folder(tmp_path):
 
 def test_a_name_that_leads_out_of_the_folder_is_refused(texts, tmp_path):
     _prepare(texts, tmp_path / "out")
-    columns.column_of_duplicates(tmp_path / "out", "cluster")
+    make_column(tmp_path / "out", "cluster", "cluster")
     with pytest.raises(ConfigError, match="letters, digits"):
-        columns.order_by(tmp_path / "out", "../../escaped", column="cluster")
+        make_order(tmp_path / "out", "../../escaped", {"kind": "by_column", "column": "cluster"})

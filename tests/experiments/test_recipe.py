@@ -286,3 +286,10 @@ def test_the_metric_of_the_first_form_alone_is_refused_too(recipe):
 
 def test_an_evaluation_may_have_a_name_of_the_first_form(recipe):
     assert list(load(recipe, sets={"evaluate": {"test": "bits_per_byte"}}).plan(arm="scratch", seed=0).evaluate) == ["test"]
+
+
+@pytest.mark.parametrize("change", [{"wihtout": "soil"}, {"chagne": 3}, {"change": {"stages.text.budget.steps": 9}}])
+def test_a_misspelt_change_of_an_arm_is_no_control_twice(recipe, change):
+    sets = {"study.arms": {"nca": change}}
+    with pytest.raises(ConfigError, match=r"study.arms.nca.\w+: no such change; (did you mean 'without'|.*a.b.c)"):
+        load(recipe, sets=sets)

@@ -320,8 +320,8 @@ def test_the_gpu_scale_runs_with_a_small_body_and_few_tokens(tmp_path, arm):
 def test_held_out_text_is_read_once_a_stage(recipe, tmp_path, monkeypatch):
     from seedbed.experiments.run import subject
 
-    read, real = [], subject.up_to
-    monkeypatch.setattr(subject, "up_to", lambda documents, most: read.append(most) or real(documents, most))
+    read, real = [], subject.first_documents
+    monkeypatch.setattr(subject, "first_documents", lambda documents, most: read.append(most) or real(documents, most))
     folder = _run(recipe, tmp_path / "run").folder
     assert read.count(1000) == 1, "before the first step, for what the tokenizer loses, and then never again"
     assert sum("watched" in line for line in _metrics(folder) if line["stage"] == "text") == 2

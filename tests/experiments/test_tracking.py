@@ -158,7 +158,7 @@ def test_a_second_signal_still_stops_the_run_at_once(folder, plan, service):
 
 def test_a_run_that_goes_on_brings_a_service_to_its_checkpoint_first(folder, plan, service):
     follow([service("Diary"), service("Remembers")], folder, plan, from_step=4, steps=[5, 6])
-    assert diary(folder)[1:] == [1, 2, 3, 4, 5, 6, "closed"], "line 5 of the killed sitting is not sent"
+    assert diary(folder)[1:] == [1, 2, 3, 4, 5, 6, "closed"], "line 5 of the killed session is not sent"
     assert diary(folder, "Remembers")[1:] == [3, 4, 5, 6, "closed"], "what it holds is not sent again"
 
 

@@ -16,12 +16,11 @@ from seedbed.experiments.assemble import rooms
 from seedbed.experiments.estimate import memory
 from seedbed.experiments.plan.run_plan import RunPlan
 from seedbed.experiments.plan.specs import Recipe
-from seedbed.experiments.prepare.prepare import Preparation
+from seedbed.experiments.prepare.preparation import Preparation
 from seedbed.mixture.weighted import WEIGHT
 from tests.command_line import fails, seedbed
 
-READ_WITH = {"model": None, "tokenizer": rooms()["tokenizers"].resolve("bytes")(), "seq_len": 64}
-REQUIRED = {"OwnRun": READ_WITH, "Decoder": {"size": "0.1M"}}
+REQUIRED = {"Decoder": {"size": "0.1M"}}
 OWN_CHECKS = {
     "weights": WEIGHT,
     "schedule": WEIGHT,

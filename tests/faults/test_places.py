@@ -86,12 +86,12 @@ def test_files_of_a_preparation_keep_their_names_to_themselves(here):
     seedbed("prepare", "words.txt", "--out", "P", cwd=here).worked()
     document = json.loads(next((here / "P").glob("train-0*.jsonl")).read_text().splitlines()[0])["id"]
     (here / "scores.jsonl").write_text(json.dumps({"id": document, "value": 1}) + "\n")
-    seedbed("column", "P", "score", "--near-duplicates", cwd=here).worked()
-    seedbed("order", "P", "rising", "--by", "score", cwd=here).worked()
+    seedbed("column", "P", "score", "cluster", cwd=here).worked()
+    seedbed("order", "P", "rising", "by_column", "column=score", cwd=here).worked()
     before = tree(here)
-    fails(4, "column", "P", "score", "--file", "scores.jsonl", cwd=here, saying="score")
-    fails(4, "column", "P", "score", "--near-duplicates", cwd=here, saying="score")
-    fails(4, "order", "P", "rising", "--by", "score", cwd=here, saying="rising")
+    fails(4, "column", "P", "score", "from_file", "path=scores.jsonl", cwd=here, saying="score")
+    fails(4, "column", "P", "score", "cluster", cwd=here, saying="score")
+    fails(4, "order", "P", "rising", "by_column", "column=score", cwd=here, saying="rising")
     assert tree(here) == before
 
 
@@ -238,8 +238,8 @@ def test_files_have_the_rights_that_the_umask_leaves(here, one_run, mask):
     old = os.umask(mask)
     try:
         seedbed("prepare", "words.txt", "--out", "P", cwd=here).worked()
-        seedbed("column", "P", "near", "--near-duplicates", cwd=here).worked()
-        seedbed("order", "P", "o", "--by", "near", cwd=here).worked()
+        seedbed("column", "P", "near", "cluster", cwd=here).worked()
+        seedbed("order", "P", "o", "by_column", "column=near", cwd=here).worked()
         seedbed("tokenizer", "train", "words.txt", "--vocab-size", 300, "--out", "t.json", cwd=here).worked()
         seedbed("nca", "generate", "--rows", 1, "--out", "r.npy", cwd=here).worked()
         seedbed("nca", "show", "--rows", 1, "--out", "s.png", cwd=here).worked()

@@ -150,7 +150,7 @@ def test_a_byte_order_mark_changes_nothing(here, one_run, tmp_path):
     seedbed("prepare", "words.txt", "--out", "P", cwd=here).worked()
     document = json.loads(next((here / "P").glob("train-0*.jsonl")).read_text().splitlines()[0])["id"]
     (here / "scores.jsonl").write_bytes(BOM + (json.dumps({"id": document, "value": 1}) + "\n").encode())
-    seedbed("column", "P", "score", "--file", "scores.jsonl", cwd=here).worked()
+    seedbed("column", "P", "score", "from_file", "path=scores.jsonl", cwd=here).worked()
     for name in ("padunk.json", "one.yaml", "word.json", "lossy.yaml"):
         (here / name).write_bytes(BOM + (here / name).read_bytes())
     (here / "tokenizer_config.json").write_bytes(BOM + b'{"bos_token": "[UNK]"}')
@@ -318,7 +318,7 @@ def test_the_values_of_a_column_are_looked_at(here, lines, saying):
     seedbed("prepare", "words.txt", "--out", "P", cwd=here).worked()
     document = json.loads(next((here / "P").glob("train-0*.jsonl")).read_text().splitlines()[0])["id"]
     (here / "scores.jsonl").write_text(lines.replace("ID", document))
-    done = seedbed("column", "P", "score", "--file", "scores.jsonl", cwd=here)
+    done = seedbed("column", "P", "score", "from_file", "path=scores.jsonl", cwd=here)
     assert done.returncode in (2, 3)
     assert saying in done.failed(done.returncode)
     assert not (here / "P/columns/score.json").exists()

@@ -165,7 +165,7 @@ def test_log_probabilities_are_differentiable_once_in_chunks_and_twice_plainly()
 
 def test_without_gradients_none_are_made(monkeypatch):
     made = []
-    monkeypatch.setattr(module._Parts, "turn", lambda *_: made.append("gradient"))
+    monkeypatch.setattr(module._Parts, "to_gradient", lambda *_: made.append("gradient"))
     states, weight, bias = _inputs(True)
     targets, _ = _asked("ids")
     with torch.no_grad():

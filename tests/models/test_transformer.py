@@ -53,12 +53,12 @@ def test_what_llama_does_not_have_is_not_called_a_llama():
 
 def test_the_paper_s_body_has_1_6_billion_parameters():
     with torch.device("meta"):
-        model = Decoder(size="nca-paper").build(vocab_size=64_000)
+        model = Decoder(size="1.6B").build(vocab_size=64_000)
     body = sum(p.numel() for n, p in model.named_parameters() if model.roles[n].part not in ("embedding", "head"))
     assert body == 1_610_713_088
 
 
-@pytest.mark.parametrize("size", [s for s in SIZES if s != "nca-paper"])
+@pytest.mark.parametrize("size", [s for s in SIZES if s != "1.6B"])
 def test_a_size_s_name_is_about_its_body(size):
     with torch.device("meta"):
         model = Decoder(size=size).build(vocab_size=10)

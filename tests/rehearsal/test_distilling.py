@@ -9,7 +9,7 @@ from seedbed.core.errors import ConfigError, DataError, RefusedError
 from seedbed.experiments.commands import validated
 from seedbed.experiments.estimate.estimate import estimate
 from seedbed.experiments.export.export import export
-from seedbed.experiments.run.givers import place_in
+from seedbed.experiments.run.givers import place_in, recipes_of
 from tests.rehearsal.inputs import final, numbers
 
 CODE = """
@@ -132,6 +132,9 @@ def test_a_teacher_from_a_recipe_is_as_one_from_its_run(rehearse):
 def test_a_recipe_that_takes_from_itself_is_refused(rehearse):
     method = rehearse(CODE)
     _taught(method, json.dumps({"from": f"recipe:{method.recipe}"}))
+    assert list(recipes_of(method.plan())) == [f"recipe:{method.recipe}"], "its control teaches it, and has no teacher"
+    text, objective = method.recipe.read_text(), json.dumps([{"kind": method.part("Distill"), "share": 0.5}])
+    method.recipe.write_text(text.replace("evaluations: 1}", f"evaluations: 1, objective: {objective}}}", 1))
     with pytest.raises(ConfigError, match="takes a model from itself"):
         method.plan()
 
@@ -142,6 +145,18 @@ def test_a_teacher_of_another_vocabulary_is_found_by_validate(rehearse):
     _taught(method, json.dumps({"from": f"run:{other}"}))
     with pytest.raises(ConfigError, match=r"models.teacher: .* knows 300 ids, and stage text has 257"):
         validated(method.recipe)
+
+
+def test_so_is_one_that_a_recipe_will_train(rehearse):
+    method = rehearse(CODE)
+    recipe = method.folder / "teacher.yaml"
+    teacher = method.recipe.read_text().replace("name: rehearsal", "name: teacher").split("study:")[0]
+    recipe.write_text(teacher.replace("num_heads: 2}", "num_heads: 2, vocab_size: 300}"))
+    _taught(method, json.dumps({"from": f"recipe:{recipe}"}))
+    with pytest.raises(ConfigError, match=r"models.teacher: recipe:.* knows 300 ids, and stage text has 257"):
+        validated(method.recipe)
+    recipe.write_text(teacher)
+    validated(method.recipe)
 
 
 def test_a_teacher_from_a_model_folder(rehearse):

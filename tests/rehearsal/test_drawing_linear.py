@@ -4,7 +4,7 @@ import pytest
 
 from seedbed.core.errors import RefusedError
 from seedbed.experiments import commands
-from seedbed.experiments.run.layout import Sitting
+from seedbed.experiments.run.layout import Session
 from seedbed.experiments.run.signals import Signals
 from tests.rehearsal.inputs import numbers
 
@@ -50,7 +50,7 @@ def test_a_linear_that_draws(rehearse, monkeypatch, recompute):
         assert numbers(method.run("again", recompute=True)) == numbers(whole), "a pass made again draws the same"
         return
     with pytest.raises(RefusedError, match="another layout"):
-        _stopped_then(method, monkeypatch, Sitting(micro_batch_size=1))
+        _stopped_then(method, monkeypatch, Session(micro_batch_size=1))
     mine = method.folder / "mine.py"
     mine.write_text(mine.read_text().replace("* 1.0", "* 0.0"))
     silent = method.run("silent")
@@ -63,7 +63,7 @@ def test_a_linear_that_draws(rehearse, monkeypatch, recompute):
     assert numbers(silent)[0]["loss_nats"] != numbers(whole)[0]["loss_nats"]
 
 
-def _stopped_then(method, monkeypatch, sitting):
+def _stopped_then(method, monkeypatch, session):
     from seedbed.core.errors import InterruptedRunError
     from seedbed.experiments.run import run as module
 
@@ -72,4 +72,4 @@ def _stopped_then(method, monkeypatch, sitting):
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
         patch.setattr(Signals, "stopped", lambda self: True)
         module.execute(folder, say=lambda line: None)
-    commands.resume(folder, say=lambda line: None, sitting=sitting)
+    commands.resume(folder, say=lambda line: None, session=session)

@@ -39,7 +39,9 @@ def test_a_row_too_short_for_two_frames_is_refused():
 def test_the_exhibit_shows_pictures_and_the_ratios_they_were_chosen_from():
     shown = NcaRows(states=2, grid=4, seq_len=16).exhibit(seed=0, rules=20)
     assert shown.picture.startswith(b"\x89PNG")
-    assert len(shown.facts["ratios"]) == 20 and 0 <= shown.facts["acceptance"] <= 1
+    drawn = shown.facts["histogram"]
+    assert len(drawn["values"]) == 20 and drawn["span"]["from"] < drawn["span"]["to"] and drawn["line"]["at"] > 0
+    assert "% of them lie in the accepted band" in drawn["caption"]
 
 
 def _folder(tmp_path, **files):

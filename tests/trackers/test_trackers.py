@@ -1,4 +1,4 @@
-"""Services really written to and read back: what stands there after one sitting, after a second, after sending again."""
+"""Services really written to and read back: what stands there after one session, after a second, after sending again."""
 
 import json
 import os
@@ -132,7 +132,7 @@ def test_a_folder_for_many_runs_has_one_for_each(tmp_path):
     assert socket.gethostname() not in files[0].name.split(".")
 
 
-# wandb and trackio keep settings for the whole process, so each sitting is one, as it is for a run
+# wandb and trackio keep settings for the whole process, so each session is one, as it is for a run
 
 SITTING = """
 import sys

@@ -100,7 +100,7 @@ def sets_of(given: list[str] | None) -> dict[str, Any]:
     for item in given or []:
         path, equals, value = item.partition("=")
         if not equals or not path:
-            raise ConfigError(f"--set takes A.B=VALUE, got {item!r}")
+            raise ConfigError(f"settings are given as NAME=VALUE, such as path=good.jsonl (--set: A.B=VALUE); got {item!r}")
         out[path] = parse_value(value)
     return out
 

@@ -127,44 +127,45 @@ def compare(
         return
     if recipe is None:
         raise ConfigError("compare needs a recipe (or --check FOLDER); `seedbed list recipes` shows the shipped ones")
-    from seedbed.experiments import console
-    from seedbed.experiments.plan.load import load
-    from seedbed.experiments.study import study
-
-    sets = sets_of(set_)
-    chosen: dict[str, Any] = {"device": device.value, "precision": precision.value if precision else None}
-    loaded = load(recipe, scale=scale, sets=sets, corpus=corpus)
-    if print_config:
-        for name in loaded.arms:
-            print(f"--- # arm {name}\n{loaded.plan(arm=name, seed=loaded.seeds[0], **chosen).to_yaml()}", end="")
-        return
-    if dry_run:
-        for name in loaded.arms:
-            print(f"arm {name}")
-            print_estimate(loaded.plan(arm=name, seed=loaded.seeds[0], **chosen), as_json=False)
+    settings: dict[str, Any] = {
+        **{"scale": scale, "sets": sets_of(set_), "corpus": corpus},
+        **{"device": device.value, "precision": precision.value if precision else None},
+    }
+    if print_config or dry_run:
+        _show_arms(recipe, settings, as_yaml=print_config)
         return
     given = [f"--scale {scale}" if scale else "", f"--seeds {seeds}" if seeds else "", "--aa" if aa else ""]
     given += [f"--set {item}" for item in set_ or []] + [f"--corpus {corpus}" if corpus else ""]
     given += [f"--threads {threads}" if threads else ""]
-    shown = console.Console(loaded, jobs=jobs, threads=threads, seeds=seeds, aa=aa, **chosen)
+    settings |= {"out": out, "data_workers": data_workers or 0, "track": track or ()}
+    settings |= {"seeds": seeds, "jobs": jobs, "threads": threads, "aa": aa}
+    settings["command"] = " ".join(["seedbed compare", recipe, *[g for g in given if g], f"--jobs {jobs}"])
+    _run_study(recipe, settings, as_json=as_json)
+
+
+def _show_arms(recipe: str, settings: dict[str, Any], *, as_yaml: bool) -> None:
+    """Print every arm as it is resolved, or what it takes."""
+    from seedbed.experiments.plan.load import load
+
+    loaded = load(recipe, **{k: settings[k] for k in ("scale", "sets", "corpus")})
+    for name in loaded.arms:
+        plan = loaded.plan(arm=name, seed=loaded.seeds[0], device=settings["device"], precision=settings["precision"])
+        if as_yaml:
+            print(f"--- # arm {name}\n{plan.to_yaml()}", end="")
+        else:
+            print(f"arm {name}")
+            print_estimate(plan, as_json=False)
+
+
+def _run_study(recipe: str, settings: dict[str, Any], *, as_json: bool) -> None:
+    from seedbed.experiments import console
+    from seedbed.experiments.plan.load import load
+    from seedbed.experiments.study import study
+
+    loaded = load(recipe, **{k: settings[k] for k in ("scale", "sets", "corpus")})
+    shown = console.Console(loaded, **{k: settings[k] for k in ("jobs", "threads", "seeds", "aa", "device", "precision")})
     try:
-        found = study.compare(
-            recipe,
-            out=out,
-            scale=scale,
-            sets=sets,
-            corpus=corpus,
-            seeds=seeds,
-            jobs=jobs,
-            threads=threads,
-            aa=aa,
-            data_workers=data_workers or 0,
-            track=track or (),
-            watch=shown.watch,
-            ready=shown.announce,
-            command=" ".join(["seedbed compare", recipe, *[g for g in given if g], f"--jobs {jobs}"]),
-            **chosen,
-        )
+        found = study.compare(recipe, watch=shown.watch, ready=shown.announce, **settings)
     finally:
         shown.close()
     shown.conclude(found)
@@ -281,10 +282,10 @@ def resume(
     """Go on with a run or a study where it stopped, with everything as it was."""
     allow_local_code_if(allow_local_code)
     from seedbed.experiments import commands, console
-    from seedbed.experiments.run.layout import Sitting
+    from seedbed.experiments.run.layout import Session
     from seedbed.experiments.study.comparison import Comparison
 
-    sitting = Sitting(
+    session = Session(
         threads=threads,
         micro_batch_size=micro_batch_size,
         data_workers=data_workers,
@@ -292,7 +293,7 @@ def resume(
         inexact=inexact,
         track=tuple(track or ()),
     )
-    found = commands.resume(folder, jobs=jobs, watch=console.Lines().watch, weights=_weights(weights), sitting=sitting)
+    found = commands.resume(folder, jobs=jobs, watch=console.Lines().watch, weights=_weights(weights), session=session)
     if not first_rank():
         return
     if isinstance(found, Comparison):

@@ -52,8 +52,7 @@ def write_whole(path: Path, content: str | bytes, *, over: bool = True) -> None:
 def whole_file(path: Path, *, over: bool = True) -> Iterator[IO[bytes]]:
     """Give a file to write to; on leaving it is synced and renamed to `path`, on an error removed.
 
-    If not `over`, RefusedError is raised when one is there, at the beginning and at the end (another process may have been
-    faster).
+    If not `over`, RefusedError is raised when one is there, at the beginning and at the end (another may have been faster).
     """
     if not over:
         check_place(path)
@@ -109,8 +108,7 @@ def sync_folder(folder: Path) -> None:
 def whole_folder(path: Path, *, over: bool = False) -> Iterator[Path]:
     """Give a temporary folder to fill; on leaving it is synced and renamed to `path`, on an error removed.
 
-    If not `over`, RefusedError is raised when anything but an empty folder goes by the name of `path`, at the beginning and at
-    the end.
+    If not `over`, RefusedError is raised when anything but an empty folder goes by the name of `path`, first and last.
     """
     if not over:
         refuse_existing(path, empty=True)
@@ -137,11 +135,15 @@ def whole_folder(path: Path, *, over: bool = False) -> Iterator[Path]:
         raise
 
 
+class BusyError(RefusedError):
+    """Another process holds a folder."""
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder for this process. The system lets go when the process ends, however it ends, so no lock is ever stale.
 
-    Raises RefusedError if another process holds it, or it cannot be a folder.
+    Raises BusyError if another process holds it, RefusedError if it cannot be a folder.
     """
     check_place(folder, folder=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +155,7 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError:
             holder = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
             os.close(handle)
-            raise RefusedError(
+            raise BusyError(
                 f"{folder} is being written by process {holder}; wait for it to end or give another --out"
             ) from None
         if path.exists() and path.stat().st_ino == os.fstat(handle).st_ino:

@@ -1,7 +1,7 @@
 """The frozen reader of records of the first format: it gives them as today's, and no run goes on with them.
 
-Then held-out text and automata were the only things to evaluate: final.json had `test`, `held_out` and `stage0`, metrics.jsonl
-`valid_loss_nats`, a run one items.jsonl, and a plan's hash covered what stood in it, defaults of its own keys included.
+Then held-out text and the floors of one stage were all there was to evaluate: final.json had `test`, `held_out` and `stage0`,
+metrics.jsonl `valid_loss_nats`, a run one items.jsonl, and a plan's hash covered what stood in it, its own defaults included.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from seedbed.core.records import bar_beside
 
-TEXT, RULES = "text", "rules"  # the names that a single held-out set, and the floors of an automaton stage, have today
+TEXT, RULES = "text", "rules"  # the names that a single held-out set, and those floors, have today
 _MARGIN = 0.1
 _WHERE = ("device", "threads", "data_workers", "deterministic", "compiled", "recompute", "shard", "keep_last", "keep_every")
 _CAME_LATER: list[tuple[str, str, Any]] = [
@@ -138,10 +138,28 @@ def _rules(old: Mapping[str, Any], stage: str) -> dict[str, Any]:
         "facts": {k: old[k] for k in ("margin_nats", "by_frame_nats", "floors_by_frame_nats", "completion") if k in old},
         "figure": {
             "caption": "Rules that the model never saw: loss by frame, beside what simple statistics reach from frame 1 on.",
-            "xlabel": "frame of the roll-out",
+            "xlabel": "frame",
             "ylabel": "nats per patch token",
             "lines": {"model": [list(range(1, len(by_frame) + 1)), by_frame]},
             "levels": floors,
+        },
+    }
+
+
+def exhibit(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of an exhibit as they are today: what was drawn of it is said in words."""
+    if "ratios" not in old:
+        return dict(old)
+    return {
+        "caption": old["caption"],
+        "histogram": {
+            "name": "complexity",
+            "caption": f"How complex random rules are: {old['acceptance']:.0%} of them lie in the accepted band.",
+            "values": old["ratios"],
+            "xlabel": "compression ratio of ten frames",
+            "ylabel": f"rules (of {len(old['ratios'])})",
+            "span": {"from": old["band"][0], "to": old["band"][1], "label": "accepted band"},
+            "line": {"at": old["ceiling"], "label": "random tokens"},
         },
     }
 

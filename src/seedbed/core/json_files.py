@@ -1,6 +1,4 @@
-"""Small JSON files, read one way by everyone: UTF-8 whatever the locale says, a byte order mark dropped, errors that name the
-file.
-"""
+"""Small JSON files, read one way by everyone: UTF-8 whatever the locale says, no byte order mark, errors name the file."""
 
 import json
 from collections.abc import Iterator

@@ -6,7 +6,7 @@ its protocol, and then has what that gives as it is (no taps, no spare ids, ..);
 Letters: B rows, T positions, D width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from seedbed.core.errors import ConfigError
@@ -23,6 +23,7 @@ from seedbed.core.records import (
     Loss,
     Measure,
     Measurement,
+    OpenModel,
     Progress,
     Reading,
     Role,
@@ -30,6 +31,7 @@ from seedbed.core.records import (
     TokenLoss,
     TokenTargets,
     TopK,
+    Verdict,
     Vocabulary,
 )
 
@@ -109,8 +111,7 @@ class TokenStore(Protocol):
 
 @runtime_checkable
 class Prepared(Protocol):
-    """Documents that were tokenized beforehand: they say with which tokenizer, and open as a TokenStore (and Corpus) with
-    it."""
+    """Documents that were tokenized beforehand: they open as a TokenStore (and Corpus) with the tokenizer they name."""
 
     def tokenizer_spec(self) -> Mapping[str, Any]: ...  # as a recipe names it
     def store(self, tokenizer: Tokenizer) -> Any: ...
@@ -188,8 +189,7 @@ class Model(Protocol):
     """A torch module whose every parameter has a role.
 
     `blocks` are its repeated parts, each called with tensors: they are compiled, recomputed and split over ranks one by one.
-    `taps` name inner states ("block.3", counted from 0; "block.-1"); `plain` asks for a forward that is twice
-    differentiable.
+    `taps` name inner states ("block.3", counted from 0; "block.-1"); `plain`: twice differentiable.
     """
 
     @property
@@ -223,6 +223,9 @@ class ModelKind(Protocol):
     @property
     def width(self) -> int: ...
     def build(self, *, vocab_size: int) -> Model: ...
+    def cut_to(self, layers: int) -> "ModelKind":  # the same with so few blocks, by which a larger one is estimated
+        return self  # it is not to be cut: it is measured whole
+
     def stepper(self, model: Any) -> Any:  # continues rows token by token, for writers: see `Stepper` in seedbed.models.cache
         raise ConfigError(f"{type(self).__name__} has no way to continue a text; leave `samples` empty")
 
@@ -304,12 +307,101 @@ class Transfer(Protocol):
 
 
 @runtime_checkable
+class Refiner(Protocol):
+    """Keeps a document, drops it with a reason, or puts another text in its place; a function of the document alone.
+
+    `calls` names what it is lent (score, embed or classify, by the name in the recipe's `lent`), which arrives as `lent`.
+    """
+
+    @property
+    def calls(self) -> Mapping[str, str]:
+        return {}
+
+    def opened(self, read: Callable[[str], Iterable[tuple[str, str]]]) -> "Refiner":  # once, before any document
+        return self  # `read` gives (name, text) of all that a path holds; what is returned goes to every worker
+
+    def __call__(self, document: Document, *, lent: Mapping[str, Any]) -> Verdict: ...
+
+
+@runtime_checkable
+class Pass(Protocol):
+    """Reads the documents of a prepared folder some at a time; what it returns of them is kept, so that a kill costs little."""
+
+    @property
+    def calls(self) -> Mapping[str, str]:  # what it is lent, as of a Refiner
+        return {}
+
+    @property
+    def columns(self) -> tuple[str, ...]:  # of the folder, which documents then have as meta
+        return ()
+
+    def read(self, documents: Sequence[Document], *, lent: Mapping[str, Any]) -> Array: ...  # one entry a document
+
+
+@runtime_checkable
+class ColumnKind(Pass, Protocol):
+    """A value for every document of a prepared folder: a number, or a label."""
+
+    def values(self, found_N: Array, *, ids: Sequence[str]) -> Sequence[float | str]:  # from what `read` returned of all
+        return list(found_N.tolist())
+
+
+@runtime_checkable
+class OrderKind(Pass, Protocol):
+    """An order of the training documents of a prepared folder."""
+
+    def arrange(self, found_N: Array, *, seed: int) -> Array: ...  # the numbers of all documents, the first to be read first
+
+
+@runtime_checkable
 class Scorer(Protocol):
     """Texts, or their ids, to losses in nats: one array of per-token losses each."""
 
     def score(self, texts: Sequence[str | Array]) -> list[Array]: ...
     @property
     def tokenizer(self) -> Tokenizer: ...  # that makes ids of texts; what it loses is not scored
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Texts, or their ids, to states of a model: one array (tokens, D) each."""
+
+    def embed(self, texts: Sequence[str | Array]) -> list[Array]: ...
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """Texts, or their ids, to the probabilities of C classes: an array (texts, C)."""
+
+    def classify(self, texts: Sequence[str | Array]) -> Array: ...
+
+
+@runtime_checkable
+class Classifying(Protocol):
+    """A module that an objective has built and that tells classes apart: their logits (B, C) from a model's outputs."""
+
+    def classes(self, outputs: Outputs) -> Array: ...
+
+
+@runtime_checkable
+class Helper(Protocol):
+    """What is lent to parts that prepare: a Scorer, Embedder or Classifier, or all of them; its calls are metered."""
+
+    def fingerprint(self) -> str: ...  # of all that decides what it answers
+    def spent(self) -> Cost: ...  # by calls since the last time that it was asked, but for seconds
+
+
+@runtime_checkable
+class HelperKind(Protocol):
+    """Settings of a helper; `gives` says which of score, embed and classify the opened one can."""
+
+    @property
+    def models(self) -> tuple[str, ...]:  # of the recipe's `models` that it reads
+        return ()
+
+    @property
+    def gives(self) -> tuple[str, ...]: ...
+    def opened(self, models: Mapping[str, OpenModel]) -> Helper: ...
 
 
 @runtime_checkable
@@ -336,6 +428,8 @@ class Frames(Protocol):
     def patch_ids(self) -> int: ...
     @property
     def cells(self) -> tuple[int, int]: ...  # (states of a cell, cells of a patch)
+    @property
+    def described(self) -> Mapping[str, str]: ...  # its settings as a table of several sources shows them
     def decode(self, patches_RP: Array) -> Array: ...  # to cells (R, G, G)
 
 
@@ -409,10 +503,10 @@ class Evaluator(Protocol):
 
 @runtime_checkable
 class Tracker(Protocol):
-    """A sink that follows a run's metrics.jsonl, open for one sitting."""
+    """A sink that follows a run's metrics.jsonl, open for one session."""
 
     where: str  # where the numbers go and how to look at them, in a line
-    held_step: int  # lines up to this run_step are there already, from an earlier sitting; they are not recorded again
+    held_step: int  # lines up to this run_step are there already, from an earlier session; they are not recorded again
 
     def record(self, line: Mapping[str, Any]) -> None: ...  # a line of metrics.jsonl; its run_step is the x axis
     def close(self) -> None: ...

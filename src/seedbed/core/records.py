@@ -338,6 +338,7 @@ class Exhibit:
     """What a page shows of a source: a PNG picture and facts ready for JSON (a caption at least)."""
 
     picture: bytes
+    # caption, and perhaps a histogram: name, caption, values, xlabel, ylabel, span (from, to, label), line (at, label)
     facts: Mapping[str, Any]
 
 
@@ -349,6 +350,42 @@ class Item:
     group: str
     values: Mapping[str, float]
     text: str = ""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """A document stays as it is."""
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A document is left out; `reason` is counted, `detail` stands in dropped.jsonl."""
+
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """Another text takes a document's place, under its id; `reason` is counted."""
+
+    document: Document
+    reason: str
+
+
+Verdict: TypeAlias = Keep | Drop | Rewrite
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenModel:
+    """A trained model where it computes, with what its texts are read with; `own` has what its objectives have built."""
+
+    model: Any
+    own: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Any
+    seq_len: int | None  # of the rows that it was trained on, if it is known
+    causal: bool
+    fingerprint_of_weights: str
 
 
 @dataclass(frozen=True, kw_only=True)

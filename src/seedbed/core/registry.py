@@ -1,7 +1,7 @@
 """Rooms list their parts by name; a part's file is imported when the part is first used.
 
-A user's own part needs no fork: an entry point in the group `seedbed.<room>`, or `kind: ./my_file.py:Class` with
-`--allow-local-code`.
+A user's own part needs no fork: an entry point in the group `seedbed.<room>`, or (with --allow-local-code) `kind:
+./my_file.py:Class` in a recipe.
 """
 
 import ast
@@ -12,9 +12,11 @@ import json
 import os
 import sys
 import textwrap
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from hashlib import sha256
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +24,7 @@ from typing import Any
 
 import pydantic
 
-from seedbed.core.errors import ConfigError, DataError, nearest
+from seedbed.core.errors import ConfigError, DataError, SeedbedError, nearest
 
 ALLOW_LOCAL_CODE = "SEEDBED_ALLOW_LOCAL_CODE"  # set by --allow-local-code, so that workers of a study inherit it
 
@@ -40,6 +42,22 @@ def _others_code(what: str) -> Iterator[None]:
         yield
     except Exception as e:
         raise ConfigError(f"{what} cannot be loaded ({type(e).__name__}: {e}); mend it, or take it away") from e
+
+
+@contextmanager
+def calling(part: Any, on: str) -> Iterator[None]:
+    """Whatever goes wrong while a part reads data is told with its name, what it read, and where in its file it was."""
+    try:
+        yield
+    except (SeedbedError, OSError, MemoryError):
+        raise
+    except Exception as e:
+        frames = traceback.extract_tb(e.__traceback__)
+        own = [f for f in frames if f.filename == getattr(sys.modules[type(part).__module__], "__file__", "")] or frames
+        raise ConfigError(
+            f"{type(part).__name__} failed on {on}: {type(e).__name__}: {e} ({own[-1].filename}, line {own[-1].lineno}); mend "
+            "it there (what it is lent, it names under `calls`)"
+        ) from e
 
 
 def _module_of(file: Path) -> ModuleType:
@@ -93,6 +111,7 @@ class Registry:
     def __init__(self, room: str, parts: Mapping[str, str], *, promises: str = "") -> None:
         self.room, self.promises = room, promises
         self._parts = dict(parts)
+        self._built: dict[str, Any] = {}
 
     def protocol(self) -> type | None:
         """Return the protocol of the room's parts, if it has one."""
@@ -131,25 +150,32 @@ class Registry:
 
     def defaults(self, kind: str) -> dict[str, Any]:
         """Return the settings of a part that have a default, ready for JSON."""
-        found = {}
-        for f in dataclasses.fields(self.resolve(kind)):
-            made = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-            if f.init and made is not dataclasses.MISSING:
-                found[f.name] = json.loads(json.dumps(made, default=dataclasses.asdict))
-        return found
+        return defaults_of(self.resolve(kind))
 
-    def _local(self, kind: str) -> type:
+    def check_local(self, kind: str) -> None:
+        """Raise ConfigError if code from a file may not be run, DataError if it is not there."""
         if os.environ.get(ALLOW_LOCAL_CODE) != "1":
             raise ConfigError(f"{kind!r} would run code from a file; pass --allow-local-code if you trust that file")
-        file, _, name = kind.rpartition(":")
+        file = kind.rpartition(":")[0]
         if not Path(file).is_file():
             raise DataError(f"the part {kind!r} names the file {file!r}, which is not there; give its path")
+
+    def _local(self, kind: str) -> type:
+        self.check_local(kind)
+        file, _, name = kind.rpartition(":")
         with _others_code(file):
             module = _module_of(Path(file))
         if not hasattr(module, name):
             raise ConfigError(f"{file} defines no {name!r}; {nearest(name, [n for n in vars(module) if n[0] != '_'])}")
         with _others_code(f"{name} in {file}"):
             return self._checked(_a_part(getattr(module, name)))
+
+    def once(self, spec: str | Mapping[str, Any], *, path: str, shared: Mapping[str, Any] | None = None) -> Any:
+        """Return what `build` does, the same object for the same settings and code: for parts that hold no data."""
+        key = json.dumps([spec, code_of(spec), dict(shared or {})])
+        if key not in self._built:
+            self._built[key] = self.build(spec, path=path, shared=shared)
+        return self._built[key]
 
     def build(self, spec: str | Mapping[str, Any], *, path: str = "", shared: Mapping[str, Any] | None = None) -> Any:
         """Return the part that a recipe asks for: a name, or a mapping with `kind` and settings.
@@ -167,6 +193,29 @@ class Registry:
         names = [f.name for f in dataclasses.fields(part) if f.init]
         given = {**{k: v for k, v in (shared or {}).items() if k in names}, **settings}
         return validated(part, given, path=path, names=names)
+
+
+def defaults_of(settings: type) -> dict[str, Any]:
+    """Return the settings of a dataclass that have a default, ready for JSON."""
+    found = {}
+    for f in dataclasses.fields(settings):
+        made = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        if f.init and made is not dataclasses.MISSING:
+            found[f.name] = json.loads(json.dumps(made, default=dataclasses.asdict))
+    return found
+
+
+def code_of(parts: Any) -> dict[str, str]:
+    """Return the SHA-256 of every file of code that parts, somewhere in `parts`, come from."""
+    if isinstance(parts, Mapping):
+        parts = [*parts.values()]
+    if isinstance(parts, str):
+        file = Path(parts.rpartition(":")[0])
+        return {str(file): sha256(file.read_bytes()).hexdigest()} if ".py:" in parts and file.is_file() else {}
+    found: dict[str, str] = {}
+    for part in parts if isinstance(parts, list | tuple) else ():
+        found |= code_of(part)
+    return found
 
 
 def validated(part: type, given: Mapping[str, Any], *, path: str, names: list[str]) -> Any:

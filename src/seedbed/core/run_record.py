@@ -139,10 +139,10 @@ class RunRecord:
         """Give facts and PNG picture of everything that the run shows."""
         if self.is_packed:
             for facts, picture in self._facts()["exhibits"]:
-                yield facts, bytes.fromhex(picture)
+                yield format1.exhibit(facts), bytes.fromhex(picture)
             return
         for record in sorted((self.folder / EXHIBITS).glob("*.json")):
-            yield read_object(record, advice=_ADVICE), record.with_suffix(".png").read_bytes()
+            yield format1.exhibit(read_object(record, advice=_ADVICE)), record.with_suffix(".png").read_bytes()
 
     def _facts(self) -> dict[str, Any]:
         return _opened(self.folder)[1][_key(self.folder)]
@@ -171,8 +171,7 @@ def read_comparison(study: Path) -> dict[str, Any]:
 def pack_runs(runs: Mapping[str, RunRecord], *, keep_text: Mapping[str, Callable[[str], bool]], pictures: set[str]) -> bytes:
     """Return the content of RUNS for runs by key (ARM/seed-N).
 
-    Items keep their text only if `keep_text` of their run says so of their evaluation, and only the runs named keep their
-    pictures.
+    Items keep their text only if `keep_text` of their run says so of their evaluation, and only named runs keep pictures.
     """
     tables: dict[str, list[Line]] = {}
     facts: dict[str, Any] = {}

@@ -16,8 +16,7 @@ class Stream:
 
     `vocab_size` counts the sources' ids and behind them the spare ones of the views, view by view.
     The row at a position is a function of (seed, stream name, split, position) alone, and of what was recorded before it, if
-    the mixture asks for feedback or its weights were changed: `history`, which its run writes to disk before a row behind it
-    is drawn.
+    the mixture asks for feedback or its weights were changed: `history`, on disk before a row behind it is drawn.
     """
 
     name: str
@@ -42,8 +41,7 @@ class Stream:
         return found
 
     def due(self, position: int) -> int | None:
-        """Return the first decision point below `position` (rows before it are decided) whose measurement is not recorded
-        yet."""
+        """Return the first decision point below `position` (rows before it are decided) not recorded yet."""
         if self.mixture.wants is None:
             return None
         name, every = self.mixture.wants

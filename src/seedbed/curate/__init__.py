@@ -1,4 +1,4 @@
-"""What of a corpus is kept: each part tells for a document to keep it, or to drop it and why."""
+"""What of a corpus is kept: each part keeps a document, drops it with a reason, or puts another text in its place."""
 
 from seedbed.core.registry import Registry
 
@@ -7,6 +7,6 @@ parts = Registry(
     {
         "decontaminate": "seedbed.curate.decontaminate:Decontaminate",
         "length": "seedbed.curate.length:Length",
-        "near_duplicates": "seedbed.curate.near_duplicates:NearDuplicates",
     },
+    promises="seedbed.core.protocols:Refiner",
 )

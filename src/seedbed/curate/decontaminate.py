@@ -13,16 +13,19 @@ Letters: G hashes of the evaluation sets, N words or runs of words of a document
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from typing import ClassVar
+from itertools import chain
+from typing import Any, ClassVar
 
 import numpy as np
 
 from seedbed.core.bounds import check_ranges, within
-from seedbed.core.protocols import Neutral
+from seedbed.core.places import place
+from seedbed.core.protocols import Neutral, Refiner
+from seedbed.core.records import Document, Drop, Keep, Verdict
 from seedbed.curate.words import ngram_hashes, word_hashes, words
 
 
@@ -64,7 +67,7 @@ class KnownHashes:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Contamination:
+class Contamination(Refiner):
     """Evaluation sets as hashes, small enough to be sent to every worker."""
 
     ngram: int  # words in a run
@@ -73,6 +76,10 @@ class Contamination:
     short_texts: tuple[int, ...]  # how many of those have fewer words than a run and are matched as whole documents only
     runs: KnownHashes
     short: KnownHashes  # of all words of a short text together
+
+    def __call__(self, document: Document, *, lent: Mapping[str, Any]) -> Verdict:
+        match = self.found(document.text)
+        return Keep() if match is None else Drop(f"{match.kind} of an evaluation set", f"{match.evaluation}: {match.words}")
 
     def found(self, text: str) -> Match | None:
         """Return the first match of a document's text, or None if it is clean."""
@@ -97,14 +104,21 @@ class Contamination:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decontaminate:
-    """How long a shared run of words must be."""
+class Decontaminate(Refiner):
+    """Which evaluation sets, and how long a shared run of words must be."""
 
-    neutral: ClassVar[Neutral] = "it finds what it is asked for; without an evaluation set it is not asked"
+    neutral: ClassVar[Neutral] = {"sets": ()}
+    sets: Sequence[str] = place(default=())  # files, folders, globs, builtin:NAME, hub:NAME or prepared folders
     ngram: int = within(2, 1000, default=13)  # words; 8 finds more and errs more often
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+    def opened(self, read: Callable[[str], Iterable[tuple[str, str]]]) -> Contamination:
+        return self.index(chain.from_iterable(map(read, self.sets)))
+
+    def __call__(self, document: Document, *, lent: Mapping[str, Any]) -> Verdict:
+        raise AssertionError("it holds documents against sets that are read when it is opened")
 
     def index(self, texts: Iterable[tuple[str, str]]) -> Contamination:
         """Return what documents are held against, from (name of the evaluation set, text) pairs in any order."""

@@ -4,17 +4,18 @@ A bound in bytes means the same for every tokenizer. The paper that made such ru
 models: methods, analysis and insights from training Gopher", appendix A, which counts words.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from seedbed.core.bounds import MOST_BYTES, check_ranges, within
 from seedbed.core.errors import ConfigError
-from seedbed.core.protocols import Neutral
-from seedbed.core.records import Document
+from seedbed.core.protocols import Neutral, Refiner
+from seedbed.core.records import Document, Drop, Keep, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
-class Length:
+class Length(Refiner):
     """Bounds, both allowed themselves; by default only empty documents are dropped."""
 
     neutral: ClassVar[Neutral] = {"least_bytes": 0, "most_bytes": None}
@@ -29,11 +30,10 @@ class Length:
                 "it out for no bound"
             )
 
-    def __call__(self, document: Document) -> str:
-        """Return why the document is dropped, or nothing if it is kept."""
+    def __call__(self, document: Document, *, lent: Mapping[str, Any]) -> Verdict:
         size = len(document.text.encode())
         if size < self.least_bytes:
-            return f"shorter than {self.least_bytes} bytes"
+            return Drop(f"shorter than {self.least_bytes} bytes")
         if self.most_bytes is not None and size > self.most_bytes:
-            return f"longer than {self.most_bytes} bytes"
-        return ""
+            return Drop(f"longer than {self.most_bytes} bytes")
+        return Keep()

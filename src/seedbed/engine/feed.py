@@ -14,8 +14,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from seedbed.core.errors import ConfigError, StoppedRunError
-from seedbed.core.making import StepRows, open_in_worker, rows_in_worker, step_rows
 from seedbed.core.records import Batch, Cost, Draw
+from seedbed.core.step_rows import StepRows, open_in_worker, rows_in_worker, step_rows
 from seedbed.core.stream import Stream
 from seedbed.core.workers import worker_pool
 from seedbed.engine.batches import collate

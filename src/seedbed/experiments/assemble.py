@@ -1,20 +1,14 @@
-"""A plan's parts, built and put together: models and stages. With streams.py the only place where parts of different rooms
-meet.
-"""
+"""A plan's parts put together: models and stages. Here, in parts.py and in streams.py alone parts of different rooms meet."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from seedbed import mixture, models, objectives, optimizers, packing, schedules, sources, tokenizers, transfer, views, writers
-from seedbed.core.config import merged
 from seedbed.core.errors import ConfigError, nearest
 from seedbed.core.patterns import first_match, matches
-from seedbed.core.protocols import Transfer
-from seedbed.core.records import Cost, Progress, Role, blank
+from seedbed.core.records import Cost, Role, blank
 from seedbed.core.registry import Registry
 from seedbed.engine.lent import Lent
 from seedbed.engine.precision import Machine, prepare_machine
@@ -22,9 +16,10 @@ from seedbed.engine.ranks import Ranks
 from seedbed.engine.step import Term
 from seedbed.engine.system import System
 from seedbed.engine.train import Stage
+from seedbed.experiments.parts import model_kind, rules_of, stage_parts, terms_of
 from seedbed.experiments.plan.run_plan import RunPlan
-from seedbed.experiments.plan.specs import Part, StageSpec
-from seedbed.experiments.streams import BuiltStream, gives_text
+from seedbed.experiments.plan.specs import StageSpec
+from seedbed.experiments.streams import BuiltStream, StreamParts, stream_parts
 
 
 def machine_for(plan: RunPlan, *, threads: int | None = None, ranks: Ranks | None = None, shard: str = "none") -> Machine:
@@ -42,19 +37,6 @@ def machine_for(plan: RunPlan, *, threads: int | None = None, ranks: Ranks | Non
     )
 
 
-def model_kind(plan: RunPlan, spec: StageSpec | None = None) -> Any:
-    """Return the settings of the model, with a stage's changes of it."""
-    changed = spec is not None and spec.model
-    return models.parts.build(model_part(plan, spec), path=f"stages.{spec.name}.model" if spec and changed else "model")
-
-
-def model_part(plan: RunPlan, spec: StageSpec | None = None) -> Part:
-    """Return the part that `model_kind` builds."""
-    if spec is None or not spec.model:
-        return plan.model
-    return merged({"kind": plan.model} if isinstance(plan.model, str) else plan.model, spec.model)
-
-
 def build_model(plan: RunPlan, spec: StageSpec | None = None, *, vocab_size: int) -> Any:
     """Return the model of a stage (the plan's, if None) with uninitialized weights."""
     return model_kind(plan, spec).build(vocab_size=vocab_size)
@@ -67,12 +49,12 @@ def build_system(plan: RunPlan, spec: StageSpec, model: Any) -> System:
 
 
 def initialize(
-    model: Any, spec: StageSpec, *, seed: int, old: Mapping[Role, torch.Tensor] | None, handed_on: bool = False
+    model: Any, spec: StageSpec, *, seed: int, old: Mapping[Role, torch.Tensor] | None, feeds_later_stage: bool = False
 ) -> None:
     """Draw a stage's weights anew, as the plan asks; `old` gives the spread if the embedding is to be "trained".
 
     The body of a first stage and the outer weights of the last are paired over arms: both come from the stream "init".
-    `handed_on` says that a later stage takes weights from this one and draws some anew.
+    `feeds_later_stage` says that a later stage takes weights from this one and draws some anew.
     """
     std = spec.embedding_std
     if std == "trained":
@@ -83,7 +65,7 @@ def initialize(
     outer, body = "init", "init"
     if spec.weights is not None:  # what is drawn anew behind another stage is no rewind to that stage's own start
         body = f"init-{spec.name}"
-    elif handed_on:  # embedding and head are thrown away later: they share no draw with the ones that follow
+    elif feeds_later_stage:  # embedding and head are thrown away later: they share no draw with the ones that follow
         outer = f"init-{spec.name}"
     model.initialize(seed=seed, stream=outer, body_stream=spec.body_stream or body, embedding_std=std)
 
@@ -101,7 +83,7 @@ def trained_of(spec: StageSpec, system: System) -> list[tuple[Role, Any]]:
 
 def step_cost_of(spec: StageSpec, system: System) -> Cost:
     """Return the cost of an optimizer's step, where it is more than a pass over the weights."""
-    optimizer = optimizers.parts.build(spec.optimizer, path=f"stages.{spec.name}.optimizer")
+    optimizer = optimizers.parts.once(spec.optimizer, path=f"stages.{spec.name}.optimizer")
     cost: Cost = optimizer.cost(trained_of(spec, system))
     return cost
 
@@ -142,25 +124,23 @@ def build_stage(
 
     `micro_batch_size` wins over the plan's; `clock` are the steps that its schedule has behind it.
     """
-    path = f"stages.{spec.name}"
-    trained = trained_of(spec, system)
+    parts, trained = stage_parts(plan, spec), trained_of(spec, system)
     if not trained:
-        raise ConfigError(f"{path}.frozen: {spec.frozen} leaves nothing to train")
+        raise ConfigError(f"stages.{spec.name}.frozen: {spec.frozen} leaves nothing to train")
     system.requires_grad_(False)
     for _, parameter in trained:
         parameter.requires_grad_()
-    optimizer = optimizers.parts.build(spec.optimizer, path=f"{path}.optimizer")
     steps, stream = steps_of(plan, spec, system), built[spec.stream].stream
     return Stage(
         name=spec.name,
         stream=stream,
         further={name: built[name].stream for name in spec.further},
         system=system,
-        terms=terms_of(spec),
+        terms=list(parts.terms),
         lent=lent or {},
-        optimizer=optimizer.build(trained),
-        learning_rate=optimizer.learning_rate,
-        schedule=schedules.parts.build(spec.schedule, path=f"{path}.schedule"),
+        optimizer=parts.optimizer.build(trained),
+        learning_rate=parts.optimizer.learning_rate,
+        schedule=parts.schedule,
         steps=steps,
         step_cost=step_cost_of(spec, system),
         micro_batch_size=micro_batch_size or spec.micro_batch_size or stream.batch_size,
@@ -172,101 +152,43 @@ def build_stage(
     )
 
 
-def rules_of(spec: StageSpec) -> Transfer:
-    """Return what says what becomes of each weight over a stage's border."""
-    assert spec.weights is not None
-    rules: Transfer = transfer.parts.build(spec.weights.part, path=f"stages.{spec.name}.weights")
-    return rules
-
-
 def layout_free(plan: RunPlan) -> bool:
     """Whether micro-batches and ranks change a run's losses by rounding alone: its models and all objectives must say so."""
-    parts = [part for s in plan.stages for part in (model_kind(plan, s), *(t.objective for t in terms_of(s)))]
-    return all(part.layout_free for part in parts)
-
-
-def terms_of(spec: StageSpec) -> list[Term]:
-    """Return a stage's weighted objectives. Raises ConfigError for what is no term, with its path."""
-    terms: list[Term] = []
-    for i, given in enumerate(spec.objective):
-        term = _term(given, spec, path=f"stages.{spec.name}.objective.{i}")
-        same = sum(t.name.partition("_")[0] == term.name for t in terms)
-        terms.append(replace(term, name=f"{term.name}_{same + 1}") if same else term)
-    return terms
-
-
-def _term(spec: Part, stage: StageSpec, *, path: str) -> Term:
-    settings: dict[str, Any] = {"kind": spec} if isinstance(spec, str) else dict(spec)
-    weight, stream = settings.pop("weight", 1.0), settings.pop("stream", stage.stream)
-    known = [stage.stream, *stage.further]
-    if stream not in known:
-        raise ConfigError(f"{path}.stream: the stage has no stream {stream!r}; {nearest(str(stream), known)}")
-    scheduled = {name: _schedule(v, path=f"{path}.{name}") for name, v in settings.items() if _is_schedule(v)}
-    settings |= {name: schedule(_BEGIN) for name, schedule in scheduled.items()}
-    if _is_schedule(weight):
-        weight = _schedule(weight, path=f"{path}.weight")
-    elif isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-        raise ConfigError(f"{path}.weight: must be a finite number, or {{schedule: KIND, ...}}; got {weight!r}")
-    objective = objectives.parts.build(settings, path=path)
-    name = str(settings["kind"]).rpartition(":")[2].replace(".", "_")
-    return Term(name=name, objective=objective, weight=weight, scheduled=scheduled, stream=stream)
-
-
-_BEGIN = Progress(step=0, steps=1)
-
-
-def _is_schedule(value: Any) -> bool:
-    return isinstance(value, dict) and "schedule" in value
-
-
-def _schedule(value: Mapping[str, Any], *, path: str) -> Any:
-    settings = {k: v for k, v in value.items() if k != "schedule"}
-    return schedules.parts.build({"kind": value["schedule"], **settings}, path=path)
+    stages = [stage_parts(plan, spec) for spec in plan.stages]
+    return all(parts.kind.layout_free and all(term.objective.layout_free for term in parts.terms) for parts in stages)
 
 
 def check_parts(plan: RunPlan) -> None:
     """Build every part of a plan without reading data, so that a wrong setting is found before anything starts."""
-    for name, spec in plan.streams.items():
-        shared = {"seq_len": spec.seq_len}
-        for source, part in spec.named_sources.items():
-            at = "source" if spec.source is not None else f"sources.{source}"
-            sources.parts.build(part, path=f"streams.{name}.{at}", shared=shared)
-        packing.parts.build(spec.packing, path=f"streams.{name}.packing", shared=shared)
-        mixture.parts.build(spec.mixture, path=f"streams.{name}.mixture", shared=shared)
-        if spec.tokenizer is not None:
-            tokenizers.parts.build(spec.tokenizer, path=f"streams.{name}.tokenizer")
-        for i, view in enumerate(spec.views):
-            views.parts.build(view, path=f"streams.{name}.views.{i}")
+    streams = {name: stream_parts(name, spec) for name, spec in plan.streams.items()}
+    writers.parts.once(plan.samples.writer, path="samples.writer")
     last = plan.stages[-1]
-    for stage in [*plan.stages, *(s for b in plan.branches.values() for s in b.stages)]:
-        path = f"stages.{stage.name}"
+    for stage in plan.all_stages:
+        parts = stage_parts(plan, stage)
         with torch.device("meta"):
             system = build_system(plan, stage, build_model(plan, stage, vocab_size=8))
-        writers.parts.build(plan.samples.writer, path="samples.writer")
-        if stage is last and plan.samples.prompts and gives_text(plan.streams[stage.stream]):
+        if stage is last and plan.samples.prompts and streams[stage.stream].give_text:
             try:
-                model_kind(plan, stage).stepper(system.model)
+                parts.kind.stepper(system.model)
             except ConfigError as e:
                 raise ConfigError(f"samples: {e} (or leave `samples` empty)") from None
         _check_patterns(stage, list(system.roles.values()))
-        _check_sight(plan, stage)
-        optimizers.parts.build(stage.optimizer, path=f"{path}.optimizer")
-        schedules.parts.build(stage.schedule, path=f"{path}.schedule")
-        _check_terms(plan, stage)
+        if not parts.kind.causal:
+            _check_sight(stage, streams)
+        _check_terms(plan, stage, parts.terms)
         micro = stage.micro_batch_size
         if micro is not None and micro > plan.streams[stage.stream].batch_size:
-            raise ConfigError(f"{path}.micro_batch_size {micro} is more than the stream's batch_size")
+            raise ConfigError(f"stages.{stage.name}.micro_batch_size {micro} is more than the stream's batch_size")
 
 
 def reads_text(plan: RunPlan, spec: StageSpec) -> bool:
     """Whether a stage's model can be asked what follows in a text: one that sees what follows cannot."""
-    causal: bool = model_kind(plan, spec).causal
-    return causal
+    return model_kind(plan, spec).causal
 
 
-def _check_terms(plan: RunPlan, stage: StageSpec) -> None:
+def _check_terms(plan: RunPlan, stage: StageSpec, terms: Sequence[Term]) -> None:
     """Raise ConfigError if a term reads a stream or a model that is not there, or micro-batches cut its groups."""
-    for i, term in enumerate(terms_of(stage)):
+    for i, term in enumerate(terms):
         path = f"stages.{stage.name}.objective.{i}"
         for name in term.objective.streams:
             if name not in (stage.stream, *stage.further):
@@ -282,13 +204,11 @@ def _check_terms(plan: RunPlan, stage: StageSpec) -> None:
             )
 
 
-def _check_sight(plan: RunPlan, stage: StageSpec) -> None:
-    """Raise ConfigError if the model sees, in what a view shows, the answer to what the view asks."""
-    if model_kind(plan, stage).causal:
-        return
+def _check_sight(stage: StageSpec, streams: Mapping[str, StreamParts]) -> None:
+    """Raise ConfigError if a model that sees later positions finds, in what a view shows, the answer to what the view asks."""
     for name in (stage.stream, *stage.further):
-        for i, view in enumerate(plan.streams[name].views):
-            if views.parts.build(view, path=f"streams.{name}.views.{i}").asks_next:
+        for i, view in enumerate(streams[name].views):
+            if view.asks_next:
                 raise ConfigError(
                     f"stages.{stage.name}: the model sees later positions, and the view streams.{name}.views.{i} asks at "
                     "each for the one that follows: the answer stands in its sight, so the loss would say nothing. Take `mask: "
@@ -317,8 +237,9 @@ def _check_patterns(stage: StageSpec, roles: list[Role]) -> None:
 
 def rooms() -> dict[str, Registry]:
     """Return the registries of all rooms by name."""
-    from seedbed import curate, evaluate, scorers, trackers
+    from seedbed import columns, curate, evaluate, orders, scorers, trackers
     from seedbed.models import layers
 
-    found = [sources, curate, tokenizers, packing, mixture, views, models, layers, objectives, optimizers, schedules]
-    return {r.parts.room: r.parts for r in [*found, transfer, scorers, writers, evaluate, trackers]}
+    data = [sources, curate, columns, orders, tokenizers, packing, mixture, views]
+    training = [models, layers, objectives, optimizers, schedules, transfer]
+    return {r.parts.room: r.parts for r in [*data, *training, scorers, writers, evaluate, trackers]}

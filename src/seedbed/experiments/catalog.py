@@ -9,7 +9,8 @@ from seedbed.core.bounds import range_of
 from seedbed.core.errors import ConfigError, DataError, SeedbedError, nearest
 from seedbed.core.json_files import read_object
 from seedbed.core.run_record import COMPARISON
-from seedbed.experiments.assemble import rooms, rules_of
+from seedbed.experiments.assemble import rooms
+from seedbed.experiments.parts import rules_of
 from seedbed.experiments.plan.load import load, shipped
 from seedbed.experiments.run.evaluations import evaluations_of
 from seedbed.experiments.run.run import finished
@@ -59,6 +60,10 @@ def _explain_recipe(name: str) -> str:
     loaded = load(name)
     r = loaded.recipe
     lines = [f"{r.name}: {r.title}", r.paper, ""]
+    for artefact, made in r.prepare.items():
+        parts = {"refine": made.refine, "columns": list(made.columns), "orders": list(made.orders)}
+        said = ", ".join(f"{what} {some}" for what, some in parts.items() if some)
+        lines.append(f"prepare {artefact}: {', '.join(made.paths)}{said and '; '}{said}")
     for spec in r.stages:
         budget = spec.budget.model_dump(exclude_none=True)
         origin = f", weights from {spec.weights.from_} by {rules_of(spec)}" if spec.weights else ""

@@ -15,18 +15,21 @@ from seedbed.engine.checkpoints import latest, load_checkpoint, read_state
 from seedbed.engine.precision import prepare_machine
 from seedbed.engine.ranks import join_ranks
 from seedbed.evaluate.bits_per_byte import BitsPerByte, items_of, summary
-from seedbed.experiments.assemble import build_model, check_parts, model_kind, reads_text
+from seedbed.experiments.assemble import build_model, check_parts, reads_text
 from seedbed.experiments.estimate.memory import check_fits
 from seedbed.experiments.estimate.timing import timed
+from seedbed.experiments.parts import model_kind
 from seedbed.experiments.plan.load import Loaded, load, recipe_text_of
 from seedbed.experiments.plan.run_plan import RunPlan, read_plan
+from seedbed.experiments.run.artefact_facts import refuse_unmade
 from seedbed.experiments.run.borders import check_givers, check_vocabularies
 from seedbed.experiments.run.branches import check_branches
 from seedbed.experiments.run.carried import Reader, reader_of
 from seedbed.experiments.run.evaluations import evaluations_of
 from seedbed.experiments.run.feedback import append
-from seedbed.experiments.run.layout import Sitting
-from seedbed.experiments.run.readings import check_readings
+from seedbed.experiments.run.layout import Session
+from seedbed.experiments.run.of_streams import check_readings
+from seedbed.experiments.run.prepared import make_all
 from seedbed.experiments.run.run import RunResult, create, execute, finished, refuse_packed, refuse_taken
 from seedbed.experiments.run.tracking import checked_kinds
 from seedbed.experiments.streams import BuiltStream, build_stream
@@ -35,7 +38,7 @@ from seedbed.experiments.study.outcomes import settled
 from seedbed.experiments.study.side_by_side import RunStatus
 from seedbed.experiments.study.study import resume_study
 from seedbed.mixture.weighted import CHANGED, check_weights
-from seedbed.scorers.own_run import OwnRun
+from seedbed.scorers.own_run import ModelReader
 from seedbed.writers.sample import Sample
 
 
@@ -47,13 +50,19 @@ def plan_run(
     scale: str | None = None,
     sets: Mapping[str, Any] | None = None,
     corpus: str | None = None,
+    prepares: Callable[[RunPlan], None] | None = None,
     **where: Any,
 ) -> RunPlan:
-    """Return the checked plan of one run: of a study the control and seed 0, unless said. `where` as for `Loaded.plan`."""
+    """Return the checked plan of one run: of a study the control and seed 0, unless said. `where` as for `Loaded.plan`.
+
+    `prepares` is given the plan before anything is measured, to make its artefacts.
+    """
     loaded = load(recipe, scale=scale, sets=sets, corpus=corpus)
     plan = loaded.plan(arm=arm or loaded.arms[0], seed=seed, **where)
     check_parts(plan)
     check_givers(plan)
+    if prepares is not None:
+        prepares(plan)
     return timed(plan)
 
 
@@ -64,14 +73,24 @@ def validated(recipe: str | Path, **settings: Any) -> Loaded:
         plan = loaded.plan(arm=arm, seed=0)
         check_parts(plan)
         check_givers(plan)
+        if plan.prepare and _unmade(plan):
+            continue  # what they will hold is looked at when they are made
         checked_streams(plan)
         if loaded.recipe.study is not None:
             settled(plan, loaded.recipe.study.metric)
     return loaded
 
 
+def _unmade(plan: RunPlan) -> list[Path]:
+    from seedbed.experiments.prepare.artefacts import check_artefacts  # whose curation compiles: slow to import
+
+    return check_artefacts(plan)
+
+
 def checked_streams(plan: RunPlan) -> dict[str, BuiltStream]:
-    """Return a plan's streams. Raises what missing data, questions that cannot be asked and models that don't fit raise."""
+    """Return a plan's streams. Raises what missing artefacts, missing data, questions that cannot be asked and models that
+    don't fit raise."""
+    refuse_unmade(plan)
     built = {name: build_stream(name, spec) for name, spec in plan.used_streams.items()}
     check_readings(plan, built)
     check_branches(plan)
@@ -91,14 +110,23 @@ def run(
 
     Raises RefusedError if the run folder exists, RunFailedError for a loss that is not finite.
     """
-    plan = plan_run(recipe, **settings)
     checked_kinds(track)
-    folder = Path(out) if out else Path("runs") / plan.name / plan.arm / f"seed-{plan.seed}"
+
+    def prepares(plan: RunPlan) -> None:
+        refuse_taken(_folder_of(plan, out))
+        make_all([plan], say=say)
+
+    plan = plan_run(recipe, prepares=prepares, **settings)
+    folder = _folder_of(plan, out)
     refuse_taken(folder)
     built = checked_streams(plan)  # missing or bad data is found before a folder is made
     check_fits(plan, built, join_ranks())
     create(plan, folder, recipe_text=recipe_text_of(recipe))
-    return execute(folder, say=say, sitting=Sitting(track=tuple(track)))
+    return execute(folder, say=say, session=Session(track=tuple(track)))
+
+
+def _folder_of(plan: RunPlan, out: str | Path | None) -> Path:
+    return Path(out) if out else Path("runs") / plan.name / plan.arm / f"seed-{plan.seed}"
 
 
 def resume(
@@ -108,11 +136,11 @@ def resume(
     say: Callable[[str], None] = print,
     watch: Callable[[list[RunStatus]], None] | None = None,
     weights: Mapping[str, Mapping[str, float]] | None = None,
-    sitting: Sitting | None = None,
+    session: Session | None = None,
 ) -> RunResult | Comparison:
     """Go on with a run or a study where it stopped. A run that was killed before its first checkpoint starts again.
 
-    A run goes on with the threads and micro-batches that it was begun with, unless its `sitting` says otherwise.
+    A run goes on with the threads and micro-batches that it was begun with, unless its `session` says otherwise.
     `weights`, stream -> source -> weight, hold for a run's mixture from its next window on; no row is lost or repeated by it.
     """
     folder = Path(folder)
@@ -122,15 +150,15 @@ def resume(
     if (folder / "study.json").is_file():
         if weights:
             raise RefusedError("a study's arms are fixed before its first run; weights can be changed in a single run only")
-        if sitting is not None and sitting != Sitting(track=sitting.track):
+        if session is not None and session != Session(track=session.track):
             raise RefusedError("a study's runs go on as they were begun; resume a single run to change how it computes")
-        return resume_study(folder, jobs=jobs, watch=watch, track=sitting.track if sitting else ())
+        return resume_study(folder, jobs=jobs, watch=watch, track=session.track if session else ())
     if weights:
         ranks = join_ranks()
         if ranks.first:
             change_weights(folder, weights)
         ranks.wait()
-    return execute(folder, say=say, sitting=sitting)
+    return execute(folder, say=say, session=session)
 
 
 def change_weights(folder: Path, weights: Mapping[str, Mapping[str, float]]) -> None:
@@ -201,7 +229,8 @@ def evaluate_text(
 
     `text` is a file, folder, glob, builtin:NAME or hub:NAME, or a prepared folder, whose documents are read as text again.
     """
-    from seedbed.experiments.prepare.prepare import Preparation, documents_of  # whose curation compiles: slow to import
+    from seedbed.experiments.prepare.inputs import documents_of  # whose curation compiles: slow to import
+    from seedbed.experiments.prepare.preparation import Preparation
 
     trained = open_run(folder, device=device)
     asked = Preparation(paths=(text,), text_key=text_key, document_bytes=MOST_BYTES)
@@ -210,7 +239,7 @@ def evaluate_text(
         raise ConfigError(
             f"the model of {folder} sees later positions, so it cannot be asked what follows in a text; take a causal one"
         )
-    scorer = OwnRun(
+    scorer = ModelReader(
         model=trained.model,
         tokenizer=trained.tokenizer,
         seq_len=trained.seq_len,

@@ -17,6 +17,7 @@ from seedbed.core.run_record import RunRecord
 from seedbed.experiments.assemble import build_model, build_system, steps_of
 from seedbed.experiments.plan.load import load
 from seedbed.experiments.plan.run_plan import RunPlan, read_plan
+from seedbed.experiments.run.artefact_facts import refuse_unmade
 from seedbed.experiments.run.feedback import read_feedback
 from seedbed.experiments.streams import BuiltStream, build_stream
 
@@ -90,6 +91,7 @@ def inspect_plan(plan: RunPlan, *, step: int, folder: Path | None = None) -> Sho
     before = 0
     positions: dict[str, int] = dict.fromkeys(plan.streams, 0)
     for spec in plan.stages:
+        refuse_unmade(plan)
         built = build_stream(spec.stream, plan.streams[spec.stream])
         with torch.device("meta"):
             model = build_model(plan, spec, vocab_size=built.stream.vocab_size)

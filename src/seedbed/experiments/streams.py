@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from seedbed import mixture, packing, sources, tokenizers, views
 from seedbed.core.errors import ConfigError
-from seedbed.core.protocols import Corpus, Prepared, Source, Tokenizer, TokenStore
+from seedbed.core.protocols import Corpus, Mixture, Packer, Prepared, Source, Tokenizer, TokenStore, View
 from seedbed.core.registry import missing
 from seedbed.core.stream import Stream
 from seedbed.experiments.plan.specs import StreamSpec
@@ -44,28 +44,58 @@ class BuiltStream:
         return next(iter(prints.values())) if len(prints) == 1 else sha256(json.dumps(prints).encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True, kw_only=True)
+class StreamParts:
+    """What a stream is made of, as settings: nothing is read yet."""
+
+    sources: Mapping[str, Any]
+    tokenizer: Tokenizer | None
+    packing: Packer
+    mixture: Mixture
+    views: list[View]
+
+    @property
+    def give_text(self) -> bool:
+        """Whether its rows are made of documents, so that held-out text can be read with its tokenizer."""
+        return all(isinstance(source, Corpus | Prepared) for source in self.sources.values())
+
+
+def stream_parts(name: str, spec: StreamSpec) -> StreamParts:
+    """Return the parts of a stream. Raises ConfigError, with the path in the recipe, for what does not fit."""
+    path, shared = f"streams.{name}", {"seq_len": spec.seq_len}
+    one = spec.source is not None
+    return StreamParts(
+        sources={
+            source: sources.parts.build(part, path=f"{path}.source" if one else f"{path}.sources.{source}", shared=shared)
+            for source, part in spec.named_sources.items()
+        },
+        tokenizer=None if spec.tokenizer is None else tokenizers.parts.build(spec.tokenizer, path=f"{path}.tokenizer"),
+        packing=packing.parts.once(spec.packing, path=f"{path}.packing", shared=shared),
+        mixture=mixture.parts.once(spec.mixture, path=f"{path}.mixture", shared=shared),
+        views=[views.parts.once(view, path=f"{path}.views.{i}") for i, view in enumerate(spec.views)],
+    )
+
+
 def build_stream(name: str, spec: StreamSpec, *, device: "torch.device | None" = None) -> BuiltStream:
-    """Return a stream; on a GPU, roll-outs are made there, with the same bytes.
+    """Return a stream; on a GPU, rows that a source makes are made there, with the same bytes.
 
     Raises ConfigError or DataError for parts that do not fit each other or lack data.
     """
-    path = f"streams.{name}"
-    made, corpora, given = {}, {}, None
+    path, parts = f"streams.{name}", stream_parts(name, spec)
+    made, corpora, given = {}, {}, parts.tokenizer
     part_given: Mapping[str, Any] = {}
-    if spec.tokenizer is not None:
-        given = tokenizers.parts.build(spec.tokenizer, path=f"{path}.tokenizer")
+    if given is not None and spec.tokenizer is not None:
         given.fingerprint()  # raises what its files have to say
         part_given = {"kind": spec.tokenizer} if isinstance(spec.tokenizer, str) else spec.tokenizer
     tokenizer = None
-    for source_name, part in spec.named_sources.items():
+    for source_name, source in parts.sources.items():
         at = f"{path}.source" if spec.source is not None else f"{path}.sources.{source_name}"
-        source = sources.parts.build(part, path=at, shared={"seq_len": spec.seq_len})
         if isinstance(source, Corpus | Prepared):
             tokenizer = _fitting(given, source, before=tokenizer, path=at)
             if isinstance(source, Prepared):
                 part_given = part_given or source.tokenizer_spec()
             corpora[source_name], store = _opened(source, tokenizer)
-            source = packing.parts.build(spec.packing, path=f"{path}.packing", shared={"seq_len": spec.seq_len}).pack(store)
+            source = parts.packing.pack(store)
         elif given is not None:
             raise ConfigError(f"{path}.tokenizer: the source {source_name!r} gives tokens already; leave the tokenizer out")
         else:
@@ -74,20 +104,18 @@ def build_stream(name: str, spec: StreamSpec, *, device: "torch.device | None" =
     vocabularies = {source_name: source.vocab_size for source_name, source in made.items()}
     if len(set(vocabularies.values())) > 1 or (corpora and len(corpora) < len(made)):
         raise ConfigError(f"{path}.sources: rows of one stream share one vocabulary; got {vocabularies} tokens")
-    mixed = mixture.parts.build(spec.mixture, path=f"{path}.mixture", shared={"seq_len": spec.seq_len})
     try:
-        mixed = mixed.resolved({n: _amounts(s, corpora.get(n)) for n, s in made.items()})
+        mixed = parts.mixture.resolved({n: _amounts(s, corpora.get(n)) for n, s in made.items()})
     except ConfigError as e:
         raise ConfigError(f"{path}.mixture: {e}") from None
-    seen = [views.parts.build(v, path=f"{path}.views.{i}") for i, v in enumerate(spec.views)]
     stream = Stream(
         name=name,
         sources=made,
         mixture=mixed,
-        views=seen,
+        views=parts.views,
         seq_len=spec.seq_len,
         batch_size=spec.batch_size,
-        vocab_size=next(iter(vocabularies.values())) + sum(view.spare for view in seen),
+        vocab_size=next(iter(vocabularies.values())) + sum(view.spare for view in parts.views),
         boundary_id=None if tokenizer is None else tokenizer.boundary_id,
         tokenizer=tokenizer,
     )
@@ -107,8 +135,7 @@ def _rows(source: Any, *, path: str) -> Source:
 
 
 def _fitting(given: Tokenizer | None, source: Any, *, before: Tokenizer | None, path: str) -> Tokenizer:
-    """Return the tokenizer of a text source: the recipe's, or a prepared folder's own. All sources of a stream have the
-    same."""
+    """Return the tokenizer of a text source: the recipe's, or a prepared folder's own. A stream has one."""
     if given is not None:
         return given
     if not isinstance(source, Prepared):
@@ -146,9 +173,3 @@ def _amounts(source: Source, corpus: Corpus | None) -> dict[str, float]:
 def open_stream(name: str, spec: StreamSpec) -> Stream:
     """Return a stream, for a data worker."""
     return build_stream(name, spec).stream
-
-
-def gives_text(spec: StreamSpec) -> bool:
-    """Whether a stream's rows are made of documents, so that held-out text can be read with its tokenizer."""
-    parts = spec.named_sources.values()
-    return all(isinstance(sources.parts.build(p, shared={"seq_len": spec.seq_len}), Corpus | Prepared) for p in parts)

@@ -211,8 +211,7 @@ def shared_out(
 ) -> tuple[dict[str, int], dict[str, float]]:
     """Return how many of `rows` rows each source gives, by largest remainder, and what rounding leaves for the next window.
 
-    `room` is the most that a source can still give. Where it binds, the others share the rest by their weights, and nothing
-    is carried.
+    `room` is the most that a source can still give. Where it binds, the others share the rest by weight; nothing is carried.
 
     >>> shared_out(10, {"a": 0.75, "b": 0.25}, carry={"a": 0.0, "b": 0.0}, room={"a": None, "b": None})
     ({'a': 8, 'b': 2}, {'a': -0.5, 'b': 0.5})
@@ -241,8 +240,7 @@ def shared_out(
 
 
 def _largest_remainder(rows: int, quota: Mapping[str, float]) -> dict[str, int]:
-    """Whole numbers that sum to `rows`: the floors (at least 0), and one more where the remainder is largest (ties: the
-    first)."""
+    """Whole numbers that sum to `rows`: the floors (at least 0), and one more where most remains (ties: the first)."""
     counts = {n: max(0, floor(q)) for n, q in quota.items()}
     while sum(counts.values()) < rows:
         counts[max(quota, key=lambda n: quota[n] - counts[n])] += 1

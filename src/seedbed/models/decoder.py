@@ -4,7 +4,7 @@ transformer.py computes it, cache.py continues texts with it, hugging_face.py re
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 from seedbed.core.bounds import check_ranges, within
@@ -44,7 +44,7 @@ class Decoder(ModelKind):
     qk_norm: bool = False  # RMSNorm of every head's queries and keys, before they are rotated
     mlp_bias: bool = False
     head_bias: bool = False
-    attention_dropout: float = within(0, 1, default=0.0, below=True)  # the published NCA stage has 0.1
+    attention_dropout: float = within(0, 1, default=0.0, below=True)  # 0.1 is usual
     rope_base: float = within(1, 1e15, default=10_000.0)
     # of long-context models: `rope_type` linear or llama3, and its numbers
     rope_scaling: dict[str, float | str] | None = within(0, 1e12, default=None, above=True)  # noqa: RUF009
@@ -112,6 +112,9 @@ class Decoder(ModelKind):
 
     def build(self, *, vocab_size: int) -> Transformer:
         return Transformer(self.shape, vocab_size=max(vocab_size, self.vocab_size or 0))
+
+    def cut_to(self, layers: int) -> "Decoder":
+        return replace(self, num_layers=layers)
 
     def stepper(self, model: Any) -> Stepper:
         """Return what continues texts with a model of this kind. Raises ConfigError for a bidirectional one."""

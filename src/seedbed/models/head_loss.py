@@ -23,7 +23,7 @@ CHUNK = 2**22  # logits of a chunk, 16 MiB in fp32: allocators hand such memory 
 FEWEST = 512  # positions of a chunk, if there are so many: each chunk packs the head's matrix anew (benchmarks/head_loss.py)
 
 
-def wide(values: Tensor) -> Tensor:
+def as_float32(values: Tensor) -> Tensor:
     """Return values in fp32 at least."""
     return values if values.dtype == torch.float64 else values.float()
 
@@ -41,7 +41,7 @@ class Head:
     bias_V: Tensor | None = None
 
     def logits(self, states_CD: Float[Tensor, "C D"]) -> Float[Tensor, "C V"]:
-        return wide(linear(states_CD, self.weight_VD, self.bias_V))
+        return as_float32(linear(states_CD, self.weight_VD, self.bias_V))
 
     def chunks(self, positions: int) -> Iterator[slice]:
         rows = self.rows(positions)
@@ -54,8 +54,7 @@ class Head:
 
 @dataclass(frozen=True, kw_only=True)
 class Few:
-    """A chunk's soft targets: a few ids of each position. Their probabilities may sum to less than 1: the rest asks for
-    nothing."""
+    """A chunk's soft targets: a few ids of each position. They may sum to less than 1: the rest asks for nothing."""
 
     ids_CK: Int[Tensor, "C K"]
     probs_CK: Float[Tensor, "C K"]
@@ -167,7 +166,7 @@ def _inputs(states_ND: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor | Non
     return states_ND.detach(), head.weight_VD.detach(), None if head.bias_V is None else head.bias_V.detach()
 
 
-class _Softly(NamedTuple):
+class _SoftTargets(NamedTuple):
     """A chunk's soft targets, their share of the loss, their mass, and their product with the logits."""
 
     targets: Few | Whole
@@ -182,7 +181,7 @@ class _Parts:
 
     picked_C1: Tensor
     mean_C1: Tensor | None  # of all logits, for smoothing
-    soft: _Softly | None
+    soft: _SoftTargets | None
     rank_C: Tensor | None
 
     @classmethod
@@ -191,7 +190,7 @@ class _Parts:
         soft = None
         if targets.soft is not None:
             made = targets.soft(part)
-            soft = _Softly(made, targets.share(part), made.mass(), made.dot(logits_CV))
+            soft = _SoftTargets(made, targets.share(part), made.mass(), made.dot(logits_CV))
         return cls(
             picked_C1=picked_C1,
             mean_C1=logits_CV.mean(-1, keepdim=True) if targets.smoothing else None,
@@ -209,7 +208,7 @@ class _Parts:
             loss_C1 = (1 - share_C1) * loss_C1 + share_C1 * (mass_C1 * lse_C1 - dot_C1)
         return loss_C1 + targets.z_weight * lse_C1**2 if targets.z_weight else loss_C1
 
-    def turn(self, softmax_CV: Tensor, lse_C1: Tensor, targets: Targets, part: slice) -> None:
+    def to_gradient(self, softmax_CV: Tensor, lse_C1: Tensor, targets: Targets, part: slice) -> None:
         """Turn the softmax into the gradient of each position's loss by its logits, in place."""
         hard_C1 = mass_C1 = torch.ones_like(lse_C1)
         if self.soft is not None:
@@ -244,7 +243,7 @@ class _HeadLoss(torch.autograd.Function):
             if rank_N is not None and parts.rank_C is not None:
                 rank_N[part] = parts.rank_C
             if any(needed):
-                parts.turn(logits_CV, lse_C1, targets, part)
+                parts.to_gradient(logits_CV, lse_C1, targets, part)
                 products.add(part, logits_CV)
         ctx.needed, ctx.dtypes = needed, products.dtypes
         ctx.save_for_backward(*products.gradients())

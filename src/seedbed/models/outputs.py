@@ -21,12 +21,12 @@ from seedbed.models.head_loss import (
     Soft,
     Targets,
     Whole,
+    as_float32,
     head_loss,
     logprobs,
     plain_logprobs,
     plain_loss,
     top,
-    wide,
 )
 
 
@@ -53,10 +53,10 @@ class Outputs:
             _refuse_gradients(targets)
         counted = _Counted(targets.weights_BT > 0)
         soft = None if isinstance(share, int | float) and share == 0 else self._soft(targets.soft, counted)
-        weights_N = wide(counted.pick(targets.weights_BT))
+        weights_N = as_float32(counted.pick(targets.weights_BT))
         share_N = None
         if soft is not None:
-            share_N = wide(counted.pick(share)) if isinstance(share, Tensor) else torch.full_like(weights_N, share)
+            share_N = as_float32(counted.pick(share)) if isinstance(share, Tensor) else torch.full_like(weights_N, share)
         asked = Targets(
             ids_N=counted.pick(targets.ids_BT).long(),
             weights_N=weights_N,
@@ -101,7 +101,7 @@ class Outputs:
 
     def logits(self, rows: slice | Tensor = slice(None), positions: slice | Tensor = slice(None)) -> Float[Tensor, "B T V"]:
         """Return logits of the asked rows and positions, detached, in fp32 (in fp64 if the weights are)."""
-        return wide(self.head(self.hidden_BTD[rows][:, positions]).detach())
+        return as_float32(self.head(self.hidden_BTD[rows][:, positions]).detach())
 
     @torch.no_grad()
     def logits_at(self, places: slice | Int[Tensor, "C"]) -> Float[Tensor, "C V"]:
@@ -113,14 +113,14 @@ class Outputs:
 
     def _soft(self, soft: Any, counted: "_Counted") -> Soft | None:
         if isinstance(soft, TopK):
-            ids_NK, probs_NK = counted.pick(soft.ids_BTK).long(), wide(counted.pick(soft.probs_BTK))
+            ids_NK, probs_NK = counted.pick(soft.ids_BTK).long(), as_float32(counted.pick(soft.probs_BTK))
             return lambda part: Few(ids_CK=ids_NK[part], probs_CK=probs_NK[part])
         if isinstance(soft, Teacher):
             return self._taught(soft, counted)
         if soft is None:
             return None
         flat = soft.flatten(0, 1)
-        return lambda part: Whole(probs_CV=wide(flat[counted.places(part)]))
+        return lambda part: Whole(probs_CV=as_float32(flat[counted.places(part)]))
 
     def _taught(self, teacher: Teacher, counted: "_Counted") -> Soft:
         theirs, ours = tuple(teacher.outputs.hidden_BTD.shape[:2]), tuple(self.hidden_BTD.shape[:2])

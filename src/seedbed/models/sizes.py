@@ -1,6 +1,6 @@
 """Named sizes of the decoder, by the parameters of its body (embedding and head left out).
 
-The NCA paper's body has 24 layers, 32 heads, width 2,048 and a SwiGLU MLP of 8,192: 1.61B parameters.
+1.6B is the published body of the paper that this project began with: 24 layers, 32 heads, width 2,048, SwiGLU of 8,192.
 """
 
 from typing import Any
@@ -14,5 +14,5 @@ SIZES: dict[str, dict[str, Any]] = {
     "20M": {"num_layers": 8, "d_model": 448, "num_heads": 7, "d_ff": 1216},
     "85M": {"num_layers": 12, "d_model": 768, "num_heads": 12, "d_ff": 2048},
     "300M": {"num_layers": 24, "d_model": 1024, "num_heads": 16, "d_ff": 2752},
-    "nca-paper": {"num_layers": 24, "d_model": 2048, "num_heads": 32, "d_ff": 8192},
+    "1.6B": {"num_layers": 24, "d_model": 2048, "num_heads": 32, "d_ff": 8192},
 }

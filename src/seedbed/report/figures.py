@@ -105,45 +105,45 @@ def of_evaluation(name: str, figures: Mapping[str, Mapping[str, Any]]) -> Figure
     return Figure(name=name, caption=first["caption"], svg=_svg(name, draw), data=dict(figures))
 
 
-def complexity(survey: Mapping[str, Any]) -> Figure:
-    """Draw the histogram of gzip ratios of random rules, the accepted band and the ceiling of the alphabet."""
-    ratios = np.array(survey["ratios"])
+def histogram(facts: Mapping[str, Any]) -> Figure:
+    """Draw how often values are, with the span that is taken and a level: the histogram of an Exhibit."""
+    values, span, line = np.array(facts["values"]), facts["span"], facts["line"]
 
     def draw(axes: Axes) -> None:
-        edge = max(survey["ceiling"], ratios.max()) * 1.05
-        axes.hist(ratios, bins=np.linspace(0, edge, 41).tolist(), color=COLORS[0])
-        low, high = survey["band"]
-        axes.axvspan(max(0, low), min(high, edge), color=COLORS[1], alpha=0.2, linewidth=0, label="accepted band")
-        axes.axvline(survey["ceiling"], color=_INK, linestyle="--", linewidth=1, label="random tokens")
-        axes.set(xlabel="gzip ratio of ten frames", ylabel=f"rules (of {len(ratios)})", xlim=(0, edge))
+        edge = max(line["at"], values.max()) * 1.05
+        axes.hist(values, bins=np.linspace(0, edge, 41).tolist(), color=COLORS[0])
+        low, high = max(0, span["from"]), min(span["to"], edge)
+        axes.axvspan(low, high, color=COLORS[1], alpha=0.2, linewidth=0, label=span["label"])
+        axes.axvline(line["at"], color=_INK, linestyle="--", linewidth=1, label=line["label"])
+        axes.set(xlabel=facts["xlabel"], ylabel=facts["ylabel"], xlim=(0, edge))
         axes.legend(frameon=False)
 
-    caption = f"How complex random rules are: {survey['acceptance']:.0%} of them lie in the accepted band."
-    return Figure(name="complexity", caption=caption, svg=_svg("complexity", draw), data=dict(survey))
+    name = facts["name"]
+    return Figure(name=name, caption=facts["caption"], svg=_svg(name, draw), data=dict(facts))
 
 
 def learnability(settings: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw how far below the best floor each setting got, by tokens: a panel for states and patch, a line a run.
+    """Draw how far below the best floor each setting got, by tokens: a panel for states and size of patches, a line a run.
 
     `settings`: records of a map (seedbed.experiments.study.learnability).
     """
     panels: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
-    for s in sorted(settings, key=lambda s: (s["automaton"]["patch"], s["automaton"]["states"])):
-        panels.setdefault((s["automaton"]["patch"], s["automaton"]["states"]), []).append(s)
-    columns = max((sum(patch == p for p, _ in panels) for patch, _ in panels), default=1)
+    for s in sorted(settings, key=lambda s: (s["patch_cells"], s["cell_states"])):
+        panels.setdefault((s["patch_cells"], s["cell_states"]), []).append(s)
+    columns = max((sum(cells == c for c, _ in panels) for cells, _ in panels), default=1)
     rows = -(-len(panels) // columns) if panels else 1
 
     def draw(grid: Any) -> None:
         flat = list(np.ravel(grid))
-        for axes, ((patch, states), runs) in zip(flat, panels.items(), strict=False):
+        for axes, ((cells, states), runs) in zip(flat, panels.items(), strict=False):
             for color, style, s in zip(_colors(), ["-"] * 6 + ["--"] * 6 + [":"] * 12, runs, strict=False):
                 x, y = zip(*s["below_on_the_way"], strict=True)
-                a = s["automaton"]
-                label = f"{a['grid']}x{a['grid']}, {s['parameters_without_embeddings'] / 1e6:.1f}M, band {a['band'][0]:g}"
+                said = ", ".join(f"{name} {value}" for name, value in s["source"].items())
+                label = f"{said}, {s['parameters_without_embeddings'] / 1e6:.1f}M"
                 axes.plot(x, y, style, color=color, marker=".", markersize=4, label=label)
             axes.axhline(0.1, color=_INK, linewidth=0.8, linestyle=":")
             axes.axhline(0, color=_INK, linewidth=0.8)
-            axes.set_title(f"{states} states, {patch}x{patch} patches", fontsize=9)
+            axes.set_title(f"{states} states, {cells} cell{'s' if cells > 1 else ''} a patch", fontsize=9)
             axes.set_ylim(-0.5, 0.5)
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.legend(frameon=False, fontsize=6, loc="best")

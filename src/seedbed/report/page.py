@@ -150,8 +150,8 @@ def _write(
         shown = {label: found["figure"] for label, found in runs.items() if "figure" in found}
         if shown:
             figures = [*figures, draw.of_evaluation(name, shown)]
-    if exhibits and exhibits["ratios"]:
-        figures = [*figures, draw.complexity(exhibits)]
+    if exhibits and "histogram" in exhibits:
+        figures = [*figures, draw.histogram(exhibits["histogram"])]
     for figure in figures:
         write_whole(folder / "figures" / f"{figure.name}.svg", figure.svg)
         write_whole(folder / "figures" / f"{figure.name}.json", json.dumps(figure.data, indent=1) + "\n")

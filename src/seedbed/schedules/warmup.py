@@ -1,6 +1,6 @@
 """A linear rise to the peak, then the peak: no decay, so a stage hands over at its full rate.
 
-The published NCA stage takes its checkpoint exactly when the rise ends (`share: 1.0`).
+A stage that hands on its weights at the peak rate takes them exactly when the rise ends (`share: 1.0`).
 """
 
 from dataclasses import dataclass

@@ -50,6 +50,7 @@ def write_column(
     ids: Mapping[str, Sequence[str]],
     manifest: Mapping[str, Any],
     made_by: str,
+    cost: Mapping[str, Any],
 ) -> Path:
     """Join values to documents by id and write the column. `ids` are the documents' ids by split.
 
@@ -81,7 +82,7 @@ def write_column(
     )
     if endless is not None:
         raise DataError(f"the column {name!r} has {values[endless]} for {endless!r}; a value is a finite number or a label")
-    facts = {"name": name, "labels": list(labels), "made_by": made_by, "shards": shards_hash(manifest)}
+    facts = {"name": name, "labels": list(labels), "made_by": made_by, "shards": shards_hash(manifest), "cost": dict(cost)}
     return _write(folder / "columns" / name, arrays, facts)
 
 
@@ -91,19 +92,31 @@ def read_column(folder: Path, name: str, manifest: Mapping[str, Any]) -> Column:
     return Column(name=name, values=arrays, labels=tuple(facts["labels"]), made_by=facts["made_by"])
 
 
-def write_order(folder: Path, name: str, order_N: Int64[np.ndarray, "N"], *, manifest: Mapping[str, Any], made_by: str) -> Path:
+def write_order(
+    folder: Path,
+    name: str,
+    order_N: Int64[np.ndarray, "N"],
+    *,
+    manifest: Mapping[str, Any],
+    made_by: str,
+    cost: Mapping[str, Any],
+) -> Path:
     """Write an order of the training documents. Raises ConfigError if it is no permutation, RefusedError if it exists."""
     count = manifest["splits"]["train"]["documents"]
     if len(order_N) != count or not np.array_equal(np.sort(order_N), np.arange(count)):
         raise ConfigError(f"the order {name!r} is no permutation of the {count} training documents of {folder}")
-    return _write(
-        folder / "orders" / name, {"train": order_N.astype("<i8")}, {"made_by": made_by, "shards": shards_hash(manifest)}
-    )
+    facts = {"made_by": made_by, "shards": shards_hash(manifest), "cost": dict(cost)}
+    return _write(folder / "orders" / name, {"train": order_N.astype("<i8")}, facts)
 
 
 def read_order(folder: Path, name: str, manifest: Mapping[str, Any]) -> dict[str, Int64[np.ndarray, "N"]]:
     """Return an order by split (the training documents'). Raises DataError as `read_column` does."""
     return _read(folder / "orders" / name, manifest, what="order", dtype="<i8")[1]
+
+
+def cost_of(place: Path) -> dict[str, Any]:
+    """Return what a column or an order (its folder) cost when it was made."""
+    return dict(read_object(place / "facts.json", advice=f"remove {place} and make it again").get("cost", {}))
 
 
 def check_column_place(folder: Path, name: str) -> None:

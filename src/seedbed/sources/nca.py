@@ -57,6 +57,13 @@ class NcaRows(Automaton, Source):
     def cells(self) -> tuple[int, int]:
         return self.states, self.patch**2
 
+    @property
+    def described(self) -> dict[str, str]:
+        """Return what tells automata apart in a table."""
+        low, high = self.band
+        band = f"{low:g}–{high:g}" + (" of ceiling" if self.band_of == "normalized" else "")
+        return {"states": str(self.states), "grid": str(self.grid), "patch": str(self.patch), "band": band}
+
     def decode(self, patches_RP: Int32[np.ndarray, "R P"]) -> UInt8[np.ndarray, "R G G"]:
         """Return the cells of frames."""
         return self.patches.decode(patches_RP)
@@ -116,9 +123,14 @@ class NcaRows(Automaton, Source):
                     f"The first five rules of the training rows, frames from left to right: {self.states} states, "
                     f"{self.grid}x{self.grid} cells, {self.patch}x{self.patch} patches, gzip ratios {ratios}."
                 ),
-                "ratios": [round(float(r), 6) for r in survey.ratios],
-                "band": list(survey.band),
-                "ceiling": survey.ceiling,
-                "acceptance": survey.acceptance,
+                "histogram": {
+                    "name": "complexity",
+                    "caption": (f"How complex random rules are: {survey.acceptance:.0%} of them lie in the accepted band."),
+                    "values": [round(float(r), 6) for r in survey.ratios],
+                    "xlabel": "gzip ratio of ten frames",
+                    "ylabel": f"rules (of {len(survey.ratios)})",
+                    "span": {"from": survey.band[0], "to": survey.band[1], "label": "accepted band"},
+                    "line": {"at": survey.ceiling, "label": "random tokens"},
+                },
             },
         )

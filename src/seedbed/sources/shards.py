@@ -77,8 +77,7 @@ class ShardWriter:
         self._hashes = {s: sha256() for s in SUFFIXES}
 
     def add(self, ids_T: np.ndarray, records_N: np.ndarray, lines: bytes) -> None:
-        """Append documents: their ids (boundaries included), DOCUMENT records whose `end` and `line` count from this call
-        on."""
+        """Append documents: their ids (boundaries included), records whose `end` and `line` count from this call on."""
         records_N = records_N.copy()
         records_N["end"] += self.tokens
         records_N["line"] += self._lines
@@ -351,8 +350,7 @@ def manifest_hash(manifest: Mapping[str, Any]) -> str:
 
 
 def damage(folder: Path, *, hashes: bool = True) -> list[str]:
-    """Return what is wrong with the files of a prepared folder, each named: missing, cut, or altered. Reads all bytes for
-    hashes."""
+    """Return what is wrong with the files of a prepared folder, each named: missing, cut, or altered. Hashes read all bytes."""
     manifest = read_manifest(folder)
     problems = []
     expected = [(f"{e['name']}{s}", e["sizes"][s], e["sha256"][s]) for e in manifest["shards"] for s in SUFFIXES] + [

@@ -1,5 +1,4 @@
-"""Byte-level tokenizers, faster: what a piece of text became is remembered, so most of a text is looked up and not encoded
-again.
+"""Byte-level tokenizers, faster: what a piece of text became is remembered, so most of it is looked up.
 
 A byte-level pre-tokenizer (the pattern of GPT-2) never joins a visible character with a single space that follows it. So a
 text falls at such spaces into stretches whose ids are their own. A stretch of plain ASCII falls further, into the pattern's
@@ -24,8 +23,7 @@ _UNKNOWN = -1
 
 
 def falls_at_spaces(tokenizer: Any) -> bool:
-    """Whether a tokenizer is of the kind that this file is about: byte-level, nothing normalized, no added words but special
-    ones."""
+    """Whether a tokenizer is of the kind that this file is about: byte-level, not normalized, added words are special."""
     facts = json.loads(tokenizer.to_str())
     before = facts["pre_tokenizer"] or {}
     byte_level = (
@@ -90,8 +88,7 @@ class Remembered:
 
 @compiled
 def _looked_up(text_B, ends_N, known_text, ends_of_text_E, known_ids, ends_of_ids_E, slots_M):
-    """The ids of all texts, where each text's end, and the spans that are not known (ids are worth nothing if there are
-    any)."""
+    """The ids of all texts, where each text's end, and the spans that are not known (ids are void if there are any)."""
     ids_T = np.empty(len(text_B), np.int32)  # a byte-level token has a byte at least
     ends_of_ids_N = np.empty(len(ends_N), np.int64)
     unknown = np.empty((256, 2), np.int64)

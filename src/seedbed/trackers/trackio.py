@@ -1,8 +1,8 @@
 """Trackio: a database on this machine (TRACKIO_DIR says where), for `trackio show`. No account, no network.
 
-Trackio cannot take points back, so a run that goes on is written anew from its first line, and what an earlier sitting wrote
+Trackio cannot take points back, so a run that goes on is written anew from its first line, and what an earlier session wrote
 is removed; its id is kept in RUN/trackio/id. Where TRACKIO_SPACE_ID or TRACKIO_SERVER_URL send the numbers elsewhere, the
-earlier sitting stays there as a run of the same name. Trackio writes in a thread of its own and reports what fails as
+earlier session stays there as a run of the same name. Trackio writes in a thread of its own and reports what fails as
 Python warnings; if you are logged in to Hugging Face it asks there for your name and keeps it with the run.
 """
 
@@ -59,7 +59,7 @@ class TrackioRun:
 
 
 def _remove(trackio: Any, project: str, *, id: str) -> None:
-    """Remove an earlier sitting of this run from the database, if it is there."""
+    """Remove an earlier session of this run from the database, if it is there."""
     try:
         runs = list(trackio.Api().runs(project))
     except ValueError:  # no such project on this machine

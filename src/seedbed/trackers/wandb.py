@@ -7,7 +7,7 @@ handed over: no host or user name, command line, code, git state, package list, 
 The id of the run at the service is kept in RUN/wandb/id; remove that file if the run was deleted there. When a run goes on:
 - Online, the same run goes on. The service cannot take points back, so those it has after the checkpoint stay and are not
   sent again: they are the same numbers where going on is exact (seconds aside).
-- Offline, wandb cannot go on with a folder that it wrote. So each sitting writes a new one, with all lines from the first on
+- Offline, wandb cannot go on with a folder that it wrote. So each session writes a new one, with all lines from the first on
   and the same id; send the newest, which replaces what was sent of an older one.
 """
 

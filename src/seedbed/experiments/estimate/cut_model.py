@@ -9,7 +9,7 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ from seedbed.engine.placement import place
 from seedbed.engine.precision import Machine
 from seedbed.engine.step import active, mean_loss
 from seedbed.engine.train import Stage
-from seedbed.experiments.assemble import build_stage, build_system, initialize, model_kind
+from seedbed.experiments.assemble import build_stage, build_system, initialize
+from seedbed.experiments.parts import model_kind
 from seedbed.experiments.plan.run_plan import RunPlan
 from seedbed.experiments.plan.specs import StageSpec
 from seedbed.experiments.run.borders import open_lent
@@ -81,66 +82,79 @@ def measure(
     layers: int,
 ) -> Measured:
     """Run a cut model: with no block and with its first ones, on one row and on two, then on as many as time allows."""
-    eager = replace(machine, compiled=False)
-    cut = min(CUT, layers)
-    stage = _cut_stage(plan, spec, built, eager, layers=cut, limit=limit)
-    blocks, cut = stage.model.blocks, len(stage.model.blocks)
-    most = 1 if micro == 1 else 2
+    stage = _cut_stage(plan, spec, built, replace(machine, compiled=False), layers=min(CUT, layers), limit=limit)
+    model, most = _Cut(stage, machine), 1 if micro == 1 else 2
+    cut = model.layers
     batches = {n: batches_of(rows, n, machine) for n in (1, most)}
-
-    def passed(depth: int, batch: Mapping[str, Batch], live: "Live | None" = None) -> float:
-        stage.model.blocks = blocks[:depth]
-        started = time.perf_counter()
-        one_pass(stage, batch, machine, live)
-        return time.perf_counter() - started
-
-    passed(cut, batches[1])  # gradients are there from now on, as in a step's later micro-batches
-    once = passed(cut, batches[1])
+    model.passed(cut, batches[1])  # gradients are there from now on, as in a step's later micro-batches
+    once = model.passed(cut, batches[1])
     kept, beyond, seconds = {}, {}, {}
     for depth in (0, cut):
         for n, batch in batches.items():
             with Live() as live:
-                seconds[depth, n] = passed(depth, batch, live)
+                seconds[depth, n] = model.passed(depth, batch, live)
             kept[depth, n], beyond[depth, n] = live.kept, live.beyond
-    updates = {depth: _update(stage, blocks, depth) for depth in (0, cut)}
+    updates = {depth: _update(stage, model.blocks, depth) for depth in (0, cut)}
     with Live() as live:
-        _update(stage, blocks, cut)
+        _update(stage, model.blocks, cut)
     updating = float(live.peak)
-    moments: dict[Role, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    roles = stage.system.roles
-    for name, parameter in stage.system.named_parameters():
-        held = [v for v in stage.optimizer.state.get(parameter, {}).values() if isinstance(v, Tensor)]
-        if held:
-            totals = moments[anywhere(roles[name])]
-            totals[0] += sum(v.nbytes for v in held)
-            totals[1] += parameter.numel()
-
-    times = {depth: [seconds[depth, most] / most] for depth in (0, cut)}
+    moments = _held_moments(stage)
+    row = {depth: seconds[depth, most] / most for depth in (0, cut)}
     if machine.compiled or once < LONG:
-        if machine.compiled:
-            stage.model.blocks = blocks
-            place(stage.system, replace(machine, recompute=False))
         fits = math.inf if limit is None else SHARE * limit / max(1.0, kept[cut, 1])
         n = int(max(1, min(micro, fits, LONG / once)))
-        batch = batches_of(rows, n, machine)
-        passed(cut, batch)
-        for depth in times:
-            times[depth] = []
-        begun = time.perf_counter()
-        while len(times[cut]) < 3 or (len(times[cut]) < 9 and time.perf_counter() - begun < 2 * LONG):
-            for depth in (0, cut):
-                times[depth].append(passed(depth, batch) / n)
-    row = {depth: statistics.median(values) for depth, values in times.items()}
+        row = model.timed(batches_of(rows, n, machine), rows=n)
     return Measured(
         layers=cut,
         kept=_line(kept, cut, most),
         beyond=_line({(d, n): v for (d, n), v in beyond.items() if d == cut}, cut, most),
         updating=updating,
-        lent=float(sum(v.nbytes for model in stage.lent.values() for v in model.model.state_dict().values())),
-        moments={role: held / count for role, (held, count) in moments.items()},
+        lent=float(sum(v.nbytes for lent in stage.lent.values() for v in lent.model.state_dict().values())),
+        moments=moments,
         row=(row[0], max(0.0, row[cut] - row[0]) / cut),
         update=(updates[0], max(0.0, updates[cut] - updates[0]) / cut),
     )
+
+
+class _Cut:
+    """A stage whose model is run with no block, or with its first ones."""
+
+    def __init__(self, stage: Stage, machine: Machine) -> None:
+        self._stage, self._machine = stage, machine
+        self.blocks, self.layers = stage.model.blocks, len(stage.model.blocks)
+
+    def passed(self, depth: int, batch: Mapping[str, Batch], live: "Live | None" = None) -> float:
+        """Go forward and backward with so many blocks; return the seconds."""
+        self._stage.model.blocks = self.blocks[:depth]
+        started = time.perf_counter()
+        one_pass(self._stage, batch, self._machine, live)
+        return time.perf_counter() - started
+
+    def timed(self, batch: Mapping[str, Batch], *, rows: int) -> dict[int, float]:
+        """Return the seconds of a row without blocks and with all, as the machine computes: medians of some passes."""
+        if self._machine.compiled:
+            self._stage.model.blocks = self.blocks
+            place(self._stage.system, replace(self._machine, recompute=False))
+        self.passed(self.layers, batch)
+        times: dict[int, list[float]] = {0: [], self.layers: []}
+        begun = time.perf_counter()
+        while len(times[self.layers]) < 3 or (len(times[self.layers]) < 9 and time.perf_counter() - begun < 2 * LONG):
+            for depth, known in times.items():
+                known.append(self.passed(depth, batch) / rows)
+        return {depth: statistics.median(values) for depth, values in times.items()}
+
+
+def _held_moments(stage: Stage) -> dict[Role, float]:
+    """Return the bytes that the optimizer holds a parameter, by role without layer."""
+    totals: dict[Role, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    roles = stage.system.roles
+    for name, parameter in stage.system.named_parameters():
+        held = [v for v in stage.optimizer.state.get(parameter, {}).values() if isinstance(v, Tensor)]
+        if held:
+            total = totals[anywhere(roles[name])]
+            total[0] += sum(v.nbytes for v in held)
+            total[1] += parameter.numel()
+    return {role: held / count for role, (held, count) in totals.items()}
 
 
 def _line(values: Mapping[tuple[int, int], float], cut: int, most: int) -> _Line:
@@ -161,16 +175,13 @@ def _cut_stage(
     plan: RunPlan, spec: StageSpec, built: Mapping[str, BuiltStream], machine: Machine, *, layers: int, limit: float | None
 ) -> Stage:
     """Return a stage with a model of a few blocks; of one, if two would not fit. A model that cannot be cut stays whole."""
-    config: Any = model_kind(plan, spec)
-    if is_dataclass(config) and hasattr(config, "num_layers"):
-        for depth in (layers, 1):
-            config = replace(config, num_layers=depth)  # type: ignore[type-var]
-            with torch.device("meta"):
-                whole = config.build(vocab_size=built[spec.stream].stream.vocab_size)
-            needed = 16 * sum(p.numel() for p in whole.parameters())
-            if limit is None or needed < limit / 2:
-                break
-    model = config.build(vocab_size=built[spec.stream].stream.vocab_size)
+    vocab_size, kind = built[spec.stream].stream.vocab_size, model_kind(plan, spec)
+    cut = kind.cut_to(layers)
+    with torch.device("meta"):
+        whole: Any = cut.build(vocab_size=vocab_size)
+    if limit is not None and 16 * sum(p.numel() for p in whole.parameters()) >= limit / 2:
+        cut = kind.cut_to(1)
+    model: Any = cut.build(vocab_size=vocab_size)
     initialize(model, spec.model_copy(update={"embedding_std": None}), seed=plan.seed, old=None)
     system = build_system(plan, spec, model)
     place(system, machine)

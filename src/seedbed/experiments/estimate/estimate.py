@@ -35,6 +35,7 @@ from seedbed.experiments.estimate.cut_model import LONG, SHARE, Measured, anywhe
 from seedbed.experiments.estimate.memory import memory_bytes, memory_limit, resident_bytes
 from seedbed.experiments.plan.run_plan import RunPlan
 from seedbed.experiments.plan.specs import StageSpec
+from seedbed.experiments.run.artefact_facts import refuse_unmade
 from seedbed.experiments.run.borders import open_lent
 from seedbed.experiments.run.evaluations import ends, evaluations_of, material_of
 from seedbed.experiments.streams import BuiltStream, build_stream
@@ -89,6 +90,7 @@ def estimate(plan: RunPlan, *, ranks: int = 1) -> list[StageEstimate]:
 
     Raises ConfigError, as the run would, for a device that is not there or a number that does not divide the ranks.
     """
+    refuse_unmade(plan)
     device = torch.device(settled_device(plan.device))
     shards = settled_shards(plan.shard, Ranks(size=ranks))
     with _nothing_changed():
@@ -127,11 +129,7 @@ def _stage(
 
     step = share * found.row_seconds(len(whole.blocks)) + found.update_seconds(len(whole.blocks))
     how = f"from {found.layers} of {len(whole.blocks)} layers"
-    memory = partial(
-        sizes.peak,
-        process=process,
-        several=share > micro,
-    )
+    memory = partial(sizes.peak, process=process, several=share > micro)
     parts, host = memory(ranks=ranks, shards=shards)
     state = sum(parts[k] for k in ("weights", "gradients", "moments"))
     if 3 * step < _QUICK and (limit is None or (state < SHARE * limit and sum(parts.values()) < limit / 2)):

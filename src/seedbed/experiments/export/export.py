@@ -27,10 +27,10 @@ from seedbed.core.errors import ConfigError, DataError, RunFailedError, nearest
 from seedbed.core.json_files import read_object
 from seedbed.core.records import Batch
 from seedbed.engine.checkpoints import latest, read_state
-from seedbed.experiments.assemble import model_part
 from seedbed.experiments.commands import Trained, open_run
 from seedbed.experiments.export.card import card
 from seedbed.experiments.export.tokenizer import tokenizer_files
+from seedbed.experiments.parts import model_part
 from seedbed.experiments.plan.run_plan import RunPlan
 from seedbed.experiments.run.run import finished
 from seedbed.experiments.streams import build_stream

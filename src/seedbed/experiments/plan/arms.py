@@ -9,7 +9,8 @@ from seedbed.core.bounds import LARGEST_SEED
 from seedbed.core.config import set_path
 from seedbed.core.errors import ConfigError, nearest
 from seedbed.experiments.plan.checking import checked_as
-from seedbed.experiments.plan.specs import MOST_SEEDS, Budget
+from seedbed.experiments.plan.numbers import MOST_SEEDS
+from seedbed.experiments.plan.specs import Budget, Recipe
 
 
 def stages_left_out(recipe: Mapping[str, Any], tree: Mapping[str, Any]) -> set[str]:
@@ -45,6 +46,9 @@ def apply_change(tree: dict[str, Any], change: Mapping[str, Any], *, where: str)
     if without is not None:
         _remove_stage(tree, without, heir, where=where)
     for path, value in change.items():
+        if "." not in path and path not in Recipe.model_fields:
+            known = ["without", "give_budget_to", *Recipe.model_fields]
+            raise ConfigError(f"{where}.{path}: no such change; {nearest(path, known)} (or a setting by its path, a.b.c)")
         set_path(tree, path, value)
 
 

@@ -1,4 +1,4 @@
-"""Recipes of the first form, in which held-out text and automata were all that was evaluated: refused, with the new lines."""
+"""Recipes of the first form, in which two things alone could be evaluated: refused, with the new lines."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -15,6 +15,7 @@ from seedbed.core.config import merged, read_yaml, set_path
 from seedbed.core.errors import ConfigError, DataError, nearest
 from seedbed.core.json_files import read_text
 from seedbed.experiments.plan.arms import apply_change, parse_seeds, stages_left_out, with_probes
+from seedbed.experiments.plan.artefacts import with_artefacts
 from seedbed.experiments.plan.checking import checked_as
 from seedbed.experiments.plan.first_form import refuse_first_form
 from seedbed.experiments.plan.places import with_whole_corpora, with_whole_places
@@ -153,7 +154,8 @@ class Loaded:
         if main not in [s.name for s in checked.stages]:
             raise ConfigError(f"arm {arm}: its main stage {main!r} is gone; name another under study.main_stage")
         checked_plan: RunPlan = checked_as(RunPlan, plan)
-        return checked_as(RunPlan, json.loads(json.dumps(filled(settled(checked_plan)))))
+        placed: RunPlan = with_artefacts(checked_as(RunPlan, json.loads(json.dumps(filled(settled(checked_plan))))))
+        return placed
 
 
 def _extended(file: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from seedbed import sources, tokenizers
-from seedbed.core.places import places_of, whole
+from seedbed import columns, curate, orders, sources, tokenizers
+from seedbed.core.places import DATA, places_of, whole
 from seedbed.core.registry import Registry
 from seedbed.experiments.plan.specs import HF, RECIPE, RUN, with_settings
 
@@ -17,6 +17,9 @@ def with_whole_places(tree: dict[str, Any]) -> dict[str, Any]:
             if name in stream:
                 stream[name] = _whole_part(stream[name], sources.parts if name == "source" else tokenizers.parts)
         stream["sources"] = {k: _whole_part(v, sources.parts) for k, v in (stream.get("sources") or {}).items()}
+    for block in (tree.get("prepare") or {}).values():
+        if isinstance(block, dict):
+            block |= _whole_preparing(block)
     for branch in (tree.get("branches") or {}).values():
         _with_whole_givers(branch.get("stages", []))
         branch["evaluate"] = with_whole_corpora(branch.get("evaluate"))
@@ -27,6 +30,27 @@ def with_whole_places(tree: dict[str, Any]) -> dict[str, Any]:
         if isinstance(lent, dict) and isinstance(lent.get("from"), str):
             lent["from"] = whole_giver(lent["from"])
     return tree
+
+
+def _whole_preparing(block: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a block that makes an artefact names places: paths, evaluation sets, a tokenizer's file, parts.
+
+    What is named data:NAME/... stays so: it is looked up when the artefact is made, and not needed from then on.
+    """
+    found: dict[str, Any] = {}
+    for name in ("paths", "against", "decontaminate"):
+        if isinstance(block.get(name), list):
+            given = block[name]
+            found[name] = [whole(p) if isinstance(p, str) and not p.startswith(DATA) else p for p in given]
+    tokenizer = block.get("tokenizer")
+    if isinstance(tokenizer, str) and tokenizer.partition(":")[0] not in tokenizers.parts:
+        found["tokenizer"] = whole(tokenizer)
+    for name, room in (("columns", columns.parts), ("orders", orders.parts)):
+        if isinstance(block.get(name), dict):
+            found[name] = {k: _whole_part(v, room) for k, v in block[name].items()}
+    if isinstance(block.get("refine"), list):
+        found["refine"] = [_whole_part(part, curate.parts) for part in block["refine"]]
+    return found
 
 
 def _with_whole_givers(stages: list[Any]) -> None:
@@ -62,8 +86,11 @@ def _whole_part(spec: Any, registry: Registry) -> Any:
         return spec
     if isinstance(spec, str) or ".py:" in kind or kind not in registry:
         return spec
-    named = [name for name in places_of(registry.resolve(kind)) if isinstance(spec.get(name), str)]
-    return {**spec, **{name: whole(spec[name]) for name in named}}
+    named = {name: spec[name] for name in places_of(registry.resolve(kind)) if name in spec}
+    found: dict[str, Any] = {name: whole(value) for name, value in named.items() if isinstance(value, str)}
+    several = {name: value for name, value in named.items() if isinstance(value, list)}
+    found |= {name: [whole(v) if isinstance(v, str) else v for v in value] for name, value in several.items()}
+    return {**spec, **found}
 
 
 def whole_giver(name: str) -> str:

@@ -10,13 +10,17 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from seedbed import (
+    columns,
+    curate,
     evaluate,
     mixture,
     models,
     objectives,
     optimizers,
+    orders,
     packing,
     schedules,
+    scorers,
     sources,
     tokenizers,
     transfer,
@@ -30,21 +34,19 @@ from seedbed.core.errors import ConfigError, RefusedError
 from seedbed.core.registry import Registry
 from seedbed.core.run_record import PLAN, RunRecord
 from seedbed.experiments.plan.checking import checked_as
+from seedbed.experiments.plan.numbers import Kept, Part, Seed, Steps, Strict
 from seedbed.experiments.plan.specs import (
     BranchSpec,
     Evaluations,
     EvaluationSpec,
-    Kept,
     ModelSpec,
-    Part,
     PartSpec,
+    PrepareSpec,
     SamplesSpec,
-    Seed,
     StageSpec,
-    Steps,
     StreamSpec,
-    Strict,
 )
+from seedbed.experiments.prepare.preparation import settings_of_preparing
 
 # settings of a plan that say where and how it computes; they move no number beyond rounding
 WHERE = ("device", "threads", "data_workers", "deterministic", "compiled", "recompute", "shard", "keep_last", "keep_every")
@@ -62,6 +64,7 @@ class RunPlan(Strict):
     seed: Seed
     model: Part
     models: dict[str, ModelSpec] = {}
+    prepare: dict[str, PrepareSpec] = {}  # the artefacts that it reads; its sources name the folders of them
     streams: dict[str, StreamSpec]
     stages: list[StageSpec]
     branches: dict[str, BranchSpec] = {}
@@ -87,6 +90,11 @@ class RunPlan(Strict):
         """Return a hash of everything that decides the numbers and differs from the defaults; where it computes is left out."""
         facts = essential(self, without=(*WHERE, "format"))
         return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def all_stages(self) -> list[StageSpec]:
+        """The stages of the run, and those of its branches."""
+        return [*self.stages, *(stage for branch in self.branches.values() for stage in branch.stages)]
 
     @property
     def used_streams(self) -> dict[str, StreamSpec]:
@@ -120,6 +128,10 @@ _ROOMS = {
     "optimizer": optimizers,
     "schedule": schedules,
     "writer": writers,
+    "refine": curate,
+    "columns": columns,
+    "orders": orders,
+    "lent": scorers,
 }
 
 _OF_THE_PARENT = ("seq_len",)  # settings that a part has from what it stands in, if it is not given them
@@ -139,6 +151,9 @@ def essential(spec: BaseModel, *, without: Sequence[str] = ()) -> dict[str, Any]
     if isinstance(spec, PartSpec):
         part = _part_essence(_room_of(spec), spec.part)
         return found | ({"kind": part} if isinstance(part, str) else part)
+    if isinstance(spec, PrepareSpec):
+        usual = settings_of_preparing()
+        found |= {name: value for name, value in spec.settings.items() if name not in usual or value != usual[name]}
     return found
 
 
@@ -196,6 +211,8 @@ def filled(spec: BaseModel) -> dict[str, Any]:
     if isinstance(spec, PartSpec):
         part = _filled_part(_room_of(spec), spec.part)
         return {**found, **(spec.part if isinstance(part, str) else part)}
+    if isinstance(spec, PrepareSpec):
+        return {**found, **settings_of_preparing(), **spec.settings}
     return found
 
 

@@ -1,44 +1,18 @@
-"""What a recipe may say: streams, stages, evaluations, branches, studies, searches, as checked settings."""
+"""What a recipe may say: streams, stages, evaluations, branches, artefacts, as checked settings."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from seedbed.core.bounds import LARGEST_SEED, LONGEST_ROW, MOST_BYTES, MOST_ROWS
-from seedbed.core.config import Count
 from seedbed.core.errors import nearest
-
-Part = str | dict[str, Any]
-
-Steps = Annotated[Count, Field(ge=1, le=10**12)]
-
-Tokens = Annotated[Count, Field(ge=1, le=10**18)]
-
-Bytes = Annotated[Count, Field(ge=1, le=MOST_BYTES)]
-
-Flops = Annotated[float, Field(gt=0, le=1e30)]
-
-Rows = Annotated[int, Field(ge=1, le=MOST_ROWS)]
-
-RowLength = Annotated[int, Field(ge=1, le=LONGEST_ROW)]
-
-Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
-
-Std = Annotated[float, Field(gt=0, le=1e20)]
-
-MOST_SEEDS = 10_000
-
-Kept = Annotated[int, Field(ge=1, le=10**6)]
+from seedbed.experiments.plan.numbers import Bytes, Flops, Kept, Part, RowLength, Rows, Seed, Std, Steps, Strict, Tokens
+from seedbed.experiments.plan.study_specs import MapSpec, StudySpec, TuneSpec
 
 TRUNK = "trunk"  # what the first stage of a branch may take its weights from
 
+PREPARED = "prepared:"  # what the path of a source may begin with: an artefact of the recipe's `prepare`
+
 RUN, HF, RECIPE = "run:", "hf:", "recipe:"  # what `weights.from` may begin with, beside an earlier stage's name
-
-
-class Strict(BaseModel):
-    """Settings that are read once, in which no key is unknown."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Timing(Strict):
@@ -129,13 +103,44 @@ class WeightsSpec(PartSpec):
 
 
 class ModelSpec(Strict):
-    """A trained model that is lent to objectives, frozen; every call of it is charged.
+    """A trained model that is lent to objectives or to what prepares, frozen; every call of it is charged.
 
     `from` is run:FOLDER or run:FOLDER@STEP ({seed} in it is this run's seed), hf:FOLDER or recipe:NAME (trained first).
     """
 
     from_: str = Field(alias="from", pattern=r"^(run|hf|recipe):.+")
     charged: bool = True  # whether the training of a recipe's model stands in this run's ledger; that of the others is given
+
+
+def _no_part(name: str) -> str:
+    if name == "kind":
+        raise ValueError("names a part here, so that `kind` would be a part's own setting; give another name")
+    return name
+
+
+NamedParts = dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$"), AfterValidator(_no_part)], Part]
+
+
+class PrepareSpec(BaseModel):
+    """A prepared folder that the recipe says how to make, with its columns and orders: an artefact.
+
+    Beside these stand the settings of `seedbed prepare` (tokenizer, duplicates, ..; prepare/preparation.py), under their names.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    paths: list[str] = Field(min_length=1)
+    refine: list[Part] = []  # of the room curate: what training documents go through
+    columns: NamedParts = {}
+    orders: NamedParts = {}  # which may read the columns
+    lent: NamedParts = {}  # of the room scorers: what those parts may call, by name
+    seed: Seed = 0  # of orders, and of models that are trained first; the seed of a run that uses it moves nothing here
+    charged: bool = True  # whether what it took stands in the ledger of a run that uses it
+    folder: str = ""  # where it lies, from the root on: for plans, not for recipes
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of the preparation."""
+        return dict(self.model_extra or {})
 
 
 class StageSpec(Strict):
@@ -185,8 +190,6 @@ def with_settings(value: Any) -> Any:
     return {name: {"kind": v} if isinstance(v, str) else v for name, v in value.items()} if isinstance(value, dict) else value
 
 
-_METRIC = r"^([a-z0-9_-]+/)?[a-z][a-z0-9_-]*(\.[a-z0-9_]+){0,2}$"  # BRANCH/NAME.NUMBER.FUNCTION, of which NAME is enough
-
 EvaluationName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
 
 Evaluations = Annotated[dict[EvaluationName, EvaluationSpec], BeforeValidator(with_settings)]
@@ -222,68 +225,6 @@ class ProbeSpec(Strict):
     evaluate: Evaluations | None = None
 
 
-class ControlSpec(Strict):
-    """The arm that all others are held against."""
-
-    name: str = "control"
-    change: dict[str, Any] = {}
-
-
-class StudySpec(Strict):
-    """What is compared, fixed before the first run."""
-
-    control: ControlSpec
-    arms: dict[str, dict[str, Any]]
-    seeds: str | list[Seed] = "0-2"
-    main_stage: str | None = None  # whose budget is matched; the last, if None
-    metric: Annotated[str, Field(pattern=_METRIC)] | None = (
-        None  # see outcomes.py; None: the first measure of the first evaluation
-    )
-    lossy_tokenizers: bool = False  # whether arms with other tokenizers are compared though one of them loses text
-    contrasts: list[tuple[str, str]] = []  # further pairs (arm, reference) beside every arm against the control
-    alpha: float = Field(default=0.05, gt=0, lt=0.5)
-    margin: float = Field(default=0.01, gt=0, le=100)  # equivalence: differences inside count as none (unit of the metric)
-    looks: list[Annotated[int, Field(ge=2, le=10**4)]] = []  # numbers of seeds at which a verdict may be read; empty: once
-    tuned: dict[str, dict[str, Any]] = {}  # arm -> settings found by `seedbed tune`
-    published_nats: float | None = Field(
-        default=None, gt=0, le=100
-    )  # the effect that the paper reports, printed beside what is detectable
-
-    @field_validator("looks")
-    @classmethod
-    def _rising(cls, looks: list[int]) -> list[int]:
-        if looks != sorted(set(looks)):
-            raise ValueError(f"looks must be rising numbers of seeds from 2 on, got {looks}")
-        return looks
-
-
-class TuneSpec(Strict):
-    """A grid for every arm, run on validation data and on seeds that no study uses."""
-
-    seeds: list[Seed] = Field(min_length=1)
-    grids: dict[str, dict[str, list[Any]]]  # arm -> setting -> values
-    records: list[str] = []  # where the committed records of this and earlier searches stand
-
-
-class MapBlock(Strict):
-    """Settings that are fixed, and a grid of others."""
-
-    fixed: dict[str, Any] = {}
-    grid: dict[str, list[Any]] = {}
-
-
-class MapSpec(Strict):
-    """Which settings of an automaton stage are held against each other, each on rows that hold enough of its frames."""
-
-    stage: str
-    evaluation: str = "rules"  # of kind rule_inference: what holds the stage against its floors
-    seeds: list[Seed] = Field(min_length=1)
-    frames: int = Field(ge=2, le=10**6)  # a row holds at least so many; its length is the next power of two
-    tokens_per_step: Tokens = 2048  # rows a step follow from it
-    held_out_tokens: Tokens = 32_768  # held-out rows follow from it
-    blocks: dict[str, MapBlock]
-
-
 _NO_TUNE = TuneSpec(seeds=[0], grids={})
 
 
@@ -297,7 +238,8 @@ class Recipe(Strict):
     claim: str = ""  # what the paper says, in a line
     use_when: str = ""  # who should use it, by what the study found
     model: Part
-    models: dict[str, ModelSpec] = {}  # lent to objectives, by name
+    models: dict[str, ModelSpec] = {}  # lent to objectives, and to what prepares, by name
+    prepare: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], PrepareSpec] = {}
     streams: dict[str, StreamSpec]
     stages: list[StageSpec] = Field(min_length=1)
     branches: dict[Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")], BranchSpec] = {}

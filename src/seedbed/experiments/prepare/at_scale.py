@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from seedbed.core.errors import DataError
-from seedbed.experiments.prepare.prepare import Preparation, Prepared, Work, begin, make_unit, plan, seal, unit_folder
+from seedbed.experiments.prepare.preparation import Preparation, PreparedFolder
+from seedbed.experiments.prepare.seal import seal
+from seedbed.experiments.prepare.units import Work, begin, make_unit, plan, unit_folder
 from seedbed.sources.shards import MANIFEST, read_manifest
 
 try:
@@ -82,11 +84,11 @@ def describe(
 
 def run_local(
     paths: str | Path | Sequence[str | Path], *, out: str | Path, tasks: int, workers: int, logs: str | Path, **settings: Any
-) -> Prepared:
+) -> PreparedFolder:
     """Run both pipelines with datatrove's local executor and return the manifest."""
     from datatrove.executor import LocalPipelineExecutor
 
     units, sealed = describe(paths, out=out, **settings)
     first = LocalPipelineExecutor(pipeline=units, tasks=tasks, workers=workers, logging_dir=str(Path(logs) / "units"))
     LocalPipelineExecutor(pipeline=sealed, tasks=1, workers=1, logging_dir=str(Path(logs) / "seal"), depends=first).run()
-    return Prepared(folder=Path(out), manifest=read_manifest(Path(out)))
+    return PreparedFolder(folder=Path(out), manifest=read_manifest(Path(out)))

@@ -12,7 +12,8 @@ from seedbed import tokenizers
 from seedbed.core.deaf import listening
 from seedbed.core.errors import InterruptedRunError
 from seedbed.core.records import Document
-from seedbed.experiments.prepare.prepare import Preparation, documents_of, look_at
+from seedbed.experiments.prepare.inputs import documents_of, look_at
+from seedbed.experiments.prepare.preparation import Preparation
 from seedbed.tokenizers.training import check_tokenizer, check_tokenizer_place, save_tokenizer, train_tokenizer
 
 _TOLD_SECONDS = 10.0

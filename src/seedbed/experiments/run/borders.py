@@ -27,10 +27,13 @@ from seedbed.engine.checkpoints import (
 from seedbed.engine.lent import Lent
 from seedbed.engine.precision import Machine
 from seedbed.engine.system import System
-from seedbed.experiments.assemble import build_model, check_parts, rules_of, terms_of
+from seedbed.experiments.assemble import build_model, check_parts
+from seedbed.experiments.parts import lent_to, rules_of
 from seedbed.experiments.plan.run_plan import RunPlan, read_plan
 from seedbed.experiments.plan.specs import HF, RECIPE, RUN, StageSpec, WeightsSpec
+from seedbed.experiments.run.artefact_facts import unmade
 from seedbed.experiments.run.givers import chain_of, giver_plan, place_in
+from seedbed.experiments.streams import build_stream
 from seedbed.models.forms import form_of, linears_of, owner_of
 
 
@@ -135,14 +138,13 @@ def _opened(giving: RunPlan, checkpoint: Path, spec: StageSpec, *, name: str) ->
 def check_givers(plan: RunPlan) -> None:
     """Raise DataError, before anything is trained, if a run or model folder that is taken from or lent is not there.
 
-    RefusedError for a run of the first format; whatever is raised for a model folder or a recipe that cannot be read is raised
-    here too.
+    RefusedError for a run of the first format; and whatever a model folder or a recipe that cannot be read raises.
     """
     for giving in chain_of(plan):
         check_parts(giving)
     for name, lent in plan.models.items():
         _check_giver(lent.from_.replace("{seed}", str(plan.seed)), path=f"models.{name}.from")
-    for spec in _all_stages(plan):
+    for spec in plan.all_stages:
         if spec.weights is not None:
             _check_giver(resolved_from(spec.weights, seed=plan.seed), path=f"stages.{spec.name}.weights.from")
 
@@ -167,21 +169,26 @@ def check_vocabularies(plan: RunPlan, vocabularies: Mapping[str, int]) -> None:
 
     Of a stage whose stream is not among them, a branch's own, nothing is said.
     """
-    for spec in _all_stages(plan):
+    for spec in plan.all_stages:
         if spec.stream not in vocabularies:
             continue
-        for name in _lent_to(spec):
+        for name in lent_to(spec):
             giver = plan.models[name].from_.replace("{seed}", str(plan.seed))
-            if giver.startswith(RECIPE):
-                continue  # known when it is trained
-            known = _vocabulary_of(giver)
+            known = _vocabulary_of_recipe(plan, giver) if giver.startswith(RECIPE) else _vocabulary_of(giver)
             if known is not None and known != vocabularies[spec.stream]:
                 raise _another_vocabulary(name, giver, known, spec, vocabularies[spec.stream])
 
 
-def _all_stages(plan: RunPlan) -> list[StageSpec]:
-    """Return the stages of a run and of its branches."""
-    return [*plan.stages, *(stage for branch in plan.branches.values() for stage in branch.stages)]
+def _vocabulary_of_recipe(plan: RunPlan, giver: str) -> int | None:
+    """Return how many ids a model will know that is trained first; None if its data are not made yet."""
+    giving = giver_plan(plan, giver)
+    if unmade(giving):
+        return None
+    last = giving.stages[-1]
+    stream = build_stream(last.stream, giving.streams[last.stream]).stream
+    with torch.device("meta"):
+        found: int = build_model(giving, last, vocab_size=stream.vocab_size).vocab_size
+    return found
 
 
 def _vocabulary_of(giver: str) -> int | None:
@@ -200,10 +207,6 @@ def _another_vocabulary(name: str, giver: str, known: int, spec: StageSpec, want
     )
 
 
-def _lent_to(spec: StageSpec) -> list[str]:
-    return list(dict.fromkeys(name for term in terms_of(spec) for name in term.objective.models))
-
-
 def open_lent(
     plan: RunPlan, spec: StageSpec, *, vocab_size: int, machine: Machine, folder: Path | None = None
 ) -> dict[str, Lent]:
@@ -213,7 +216,7 @@ def open_lent(
     untrained. Raises DataError for a run that is not there, ConfigError for a model whose vocabulary is not the stage's.
     """
     found = {}
-    for name in _lent_to(spec):
+    for name in lent_to(spec):
         giver = plan.models[name].from_.replace("{seed}", str(plan.seed))
         model, fingerprint = _lent_model(plan, giver, vocab_size=vocab_size, folder=folder)
         if model.vocab_size != vocab_size:
@@ -224,7 +227,7 @@ def open_lent(
 
 def _lent_model(plan: RunPlan, giver: str, *, vocab_size: int, folder: Path | None) -> tuple[Any, str]:
     if giver.startswith(HF):
-        return _folder_model(giver.removeprefix(HF))
+        return folder_model(giver.removeprefix(HF))
     if giver.startswith(RECIPE):
         if folder is None:
             giving = giver_plan(plan, giver)
@@ -237,7 +240,7 @@ def _lent_model(plan: RunPlan, giver: str, *, vocab_size: int, folder: Path | No
 
 
 @torch.no_grad()
-def _folder_model(folder: str) -> tuple[Any, str]:
+def folder_model(folder: str) -> tuple[Any, str]:
     """Return the model of a model folder, with its weights, and their hash."""
     from seedbed.models import hugging_face
     from seedbed.models.decoder import Decoder

@@ -23,7 +23,7 @@ from seedbed.experiments.plan.specs import RECIPE, RUN, TRUNK, WeightsSpec
 from seedbed.experiments.run.borders import of_run
 from seedbed.experiments.run.evaluations import of_branch
 from seedbed.experiments.run.givers import place_in
-from seedbed.experiments.run.layout import SideRun, Sitting
+from seedbed.experiments.run.layout import Session, SideRun
 from seedbed.experiments.run.state import RunState
 
 
@@ -88,7 +88,7 @@ def run_branches(
     state: RunState,
     ranks: Ranks,
     side_run: SideRun,
-    sitting: Sitting,
+    session: Session,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
     """Run what is not done yet of a run's branches; return by name where each began and what it found."""
@@ -100,7 +100,7 @@ def run_branches(
         log(f"branch {name} {'goes on' if begun else 'begins'}, from step {at}")
         begin = None if begun else branch_plan(plan, name, folder, step=at)
         try:
-            final = side_run(begin, place, sitting=replace(sitting, track=()), say=log)
+            final = side_run(begin, place, session=replace(session, track=()), say=log)
         except StoppedRunError:
             raise
         except RunFailedError as e:  # the trunk is none the worse

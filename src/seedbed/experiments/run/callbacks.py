@@ -20,7 +20,7 @@ from seedbed.experiments.plan.specs import StageSpec
 from seedbed.experiments.run.evaluations import Evaluation
 from seedbed.experiments.run.feedback import Feedback
 from seedbed.experiments.run.journal import Metrics
-from seedbed.experiments.run.readings import source_loss
+from seedbed.experiments.run.of_streams import source_loss
 from seedbed.experiments.run.state import RunState
 from seedbed.experiments.run.subject import RunSubject
 from seedbed.experiments.streams import BuiltStream
@@ -94,7 +94,7 @@ class Callbacks:
             self.state.borders[self.stage.name] = path.name
         if self.metrics is not None:
             self.metrics.sync()
-        keep = taken_from(self.plan, self.state.borders)
+        keep = checkpoints_given_on(self.plan, self.state.borders)
         self.saver(
             path,
             system=self.stage.system,
@@ -112,7 +112,7 @@ class Callbacks:
             self.saver.wait()
 
 
-def taken_from(plan: RunPlan, borders: Mapping[str, str]) -> set[str]:
+def checkpoints_given_on(plan: RunPlan, borders: Mapping[str, str]) -> set[str]:
     """Return the checkpoints that a stage or a branch of the plan takes its weights from."""
     begun = [branch.at for branch in plan.branches.values()]
     givers = {*(s.weights.from_ for s in plan.stages if s.weights), *begun}

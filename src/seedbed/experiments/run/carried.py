@@ -14,8 +14,8 @@ from seedbed.core.durable import write_json, write_whole
 from seedbed.core.errors import ConfigError, DataError
 from seedbed.core.json_files import read_object
 from seedbed.core.protocols import Tokenizer
+from seedbed.experiments.plan.numbers import Part
 from seedbed.experiments.plan.run_plan import RunPlan
-from seedbed.experiments.plan.specs import Part
 from seedbed.experiments.streams import BuiltStream, build_stream
 
 FOLDER = "reader"

@@ -18,7 +18,7 @@ from seedbed.core.errors import ConfigError, DataError, nearest
 from seedbed.core.protocols import Evaluator, Material, Subject
 from seedbed.core.records import Bar, Cost, Item, Measure, Reading
 from seedbed.core.run_record import ITEMS
-from seedbed.experiments.assemble import model_kind
+from seedbed.experiments.parts import model_kind
 from seedbed.experiments.plan.run_plan import RunPlan
 from seedbed.experiments.plan.specs import EvaluationSpec, StageSpec, WatchSpec
 from seedbed.experiments.run.subject import StageMaterial
@@ -64,7 +64,7 @@ def evaluations_of(plan: RunPlan) -> dict[str, Evaluation]:
     specs = {TEXT: EvaluationSpec(kind="bits_per_byte")} if plan.evaluate is None else plan.evaluate
     found = {}
     for name, spec in specs.items():
-        part: Evaluator = evaluate.parts.build(spec.part, path=f"evaluate.{name}")
+        part: Evaluator = evaluate.parts.once(spec.part, path=f"evaluate.{name}")
         for number in spec.bar:
             if number not in part.measures:
                 raise ConfigError(f"evaluate.{name}.bar: no measure {number!r}; {nearest(number, part.measures)}")
@@ -83,7 +83,14 @@ def of_branch(plan: RunPlan, name: str) -> RunPlan:
         about = [None, *(s.name for s in branch.stages)]
         asked = {k: spec for k, spec in plan.evaluate.items() if spec.stage in about}
     return plan.model_copy(
-        update={"stages": branch.stages, "branches": {}, "probes": {}, "evaluate": asked, "main_stage": branch.stages[-1].name}
+        update={
+            "stages": branch.stages,
+            "branches": {},
+            "probes": {},
+            "prepare": {},  # which the trunk is charged for
+            "evaluate": asked,
+            "main_stage": branch.stages[-1].name,
+        }
     )
 
 

@@ -1,7 +1,7 @@
 """What a run's mixtures were told, exactly: feedback.jsonl, a line a Measurement, on disk before a row behind it is drawn.
 
 On resume, what was measured after the checkpoint is cut off; it is measured again, as the steps are made again. Weights that
-a user changed between two sittings stay: they were set for the steps that follow.
+a user changed between two sessions stay: they were set for the steps that follow.
 """
 
 import json

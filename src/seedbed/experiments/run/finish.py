@@ -9,17 +9,17 @@ from typing import Any
 from seedbed import writers
 from seedbed.core.draws import key
 from seedbed.core.durable import write_json, write_whole
-from seedbed.core.protocols import WriterKind
+from seedbed.core.protocols import Tokenizer, WriterKind
 from seedbed.engine.checkpoints import FINAL, latest, prune
 from seedbed.engine.precision import Machine
 from seedbed.engine.system import System
-from seedbed.experiments.assemble import model_kind
 from seedbed.experiments.environment import commit
+from seedbed.experiments.parts import model_kind
 from seedbed.experiments.plan.run_plan import RunPlan
-from seedbed.experiments.run.callbacks import taken_from
+from seedbed.experiments.run.callbacks import checkpoints_given_on
 from seedbed.experiments.run.evaluations import Evaluation, evaluations_of, read_whole
+from seedbed.experiments.run.of_streams import left_out, mixture_facts, packing_facts
 from seedbed.experiments.run.probes import matrices
-from seedbed.experiments.run.readings import left_out, mixture_facts, packing_facts
 from seedbed.experiments.run.state import RunState
 from seedbed.experiments.run.subject import RunSubject
 from seedbed.experiments.streams import BuiltStream
@@ -54,16 +54,7 @@ def finish(
     for one in asked:
         state.evaluations[one.name] = read_whole(one, last.name, subject, folder, charge=subject.charge, write=True, log=log)
     if stream.tokenizer is not None and subject.causal:
-        kind: WriterKind = writers.parts.build(plan.samples.writer, path="samples.writer")
-        writer = kind.opened(
-            model=model,
-            stepper=model_kind(plan, last).stepper,
-            tokenizer=stream.tokenizer,
-            seq_len=stream.stream.seq_len,
-        )
-        prompts = plan.samples.prompts
-        texts = writer.write(prompts, new_tokens=plan.samples.tokens, seed=plan.seed)
-        final["samples"] = [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
+        final["samples"] = _samples(plan, model, tokenizer=stream.tokenizer, seq_len=stream.stream.seq_len)
     final |= {
         **({"branches": branches} if branches else {}),
         **({"probes": matrices(plan.probes, branches, state.evaluations)} if plan.probes else {}),
@@ -73,6 +64,7 @@ def finish(
         "givers": state.givers,
         **({"lent": state.lent} if state.lent else {}),
         **({"trained_first": state.trained_first} if state.trained_first else {}),
+        **({"prepared": state.prepared} if state.prepared else {}),
         "spikes": spikes,
         "waited": state.waited,
         "ledger": ledger.to_json(),
@@ -85,17 +77,37 @@ def finish(
             p.numel() for n, p in model.named_parameters() if model.roles[n].part not in ("embedding", "head")
         ),
     }
+    _write_exhibits(plan, folder, built)
+    _as_final(folder)
+    write_json(folder / "final.json", final)
+    prune(folder / "checkpoints", keep=checkpoints_given_on(plan, state.borders), last=0, every=plan.keep_every)
+    return final
+
+
+def _samples(plan: RunPlan, model: Any, *, tokenizer: Tokenizer, seq_len: int) -> list[dict[str, str]]:
+    """Return the prompts with what the trained model goes on with."""
+    kind: WriterKind = writers.parts.once(plan.samples.writer, path="samples.writer")
+    writer = kind.opened(
+        model=model,
+        stepper=model_kind(plan, plan.stages[-1]).stepper,
+        tokenizer=tokenizer,
+        seq_len=seq_len,
+    )
+    prompts = plan.samples.prompts
+    texts = writer.write(prompts, new_tokens=plan.samples.tokens, seed=plan.seed)
+    return [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
+
+
+def _write_exhibits(plan: RunPlan, folder: Path, built: dict[str, BuiltStream]) -> None:
+    """Write what sources have to show."""
     for name, b in built.items():
         for source_name, source in b.stream.sources.items():
             shown = source.exhibit(seed=key(plan.seed, name, source_name))  # the seed of the training rows
             if shown is None:
                 continue
-            write_whole(folder / "exhibits" / f"{name}.png", shown.picture)
-            write_json(folder / "exhibits" / f"{name}.json", dict(shown.facts))
-    _as_final(folder)
-    write_json(folder / "final.json", final)
-    prune(folder / "checkpoints", keep=taken_from(plan, state.borders), last=0, every=plan.keep_every)
-    return final
+            file = name if len(b.stream.sources) == 1 else f"{name}.{source_name}"
+            write_whole(folder / "exhibits" / f"{file}.png", shown.picture)
+            write_json(folder / "exhibits" / f"{file}.json", dict(shown.facts))
 
 
 def _as_final(folder: Path) -> None:

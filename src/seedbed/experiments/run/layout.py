@@ -1,4 +1,4 @@
-"""How a sitting computes: threads, micro-batches and ranks, which move no row but may move a rounding or a draw."""
+"""How a session computes: threads, micro-batches and ranks, which move no row but may move a rounding or a draw."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from seedbed.experiments.plan.specs import StageSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sitting:
-    """How this sitting computes, where it is another than the plan or the checkpoint says; it moves no row.
+class Session:
+    """How this session computes, where it is another than the plan or the checkpoint says; it moves no row.
 
     Micro-batches and ranks change a run by rounding alone if all its parts are layout-free. If they are not, and for threads
     of such a run too, `inexact` must allow it.
@@ -33,14 +33,14 @@ class SideRun(Protocol):
     """Begins a run by its plan (goes on with it, without one), executes it and returns its final.json."""
 
     def __call__(
-        self, plan: RunPlan | None, folder: Path, *, sitting: Sitting, say: Callable[[str], None]
+        self, plan: RunPlan | None, folder: Path, *, session: Session, say: Callable[[str], None]
     ) -> dict[str, Any]: ...
 
 
 def settled_layout(
-    plan: RunPlan, sitting: Sitting, ranks: Ranks, *, known: dict[str, Any] | None, log: Callable[[str], None]
+    plan: RunPlan, session: Session, ranks: Ranks, *, known: dict[str, Any] | None, log: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Return threads, micro-batches and ranks: the sitting's, else the checkpoint's, else the plan's.
+    """Return threads, micro-batches and ranks: the session's, else the checkpoint's, else the plan's.
 
     Raises RefusedError for others than the checkpoint's if a part of the run draws or measures by micro-batch or rank.
     """
@@ -49,16 +49,16 @@ def settled_layout(
         "micro_batch_size": {s.name: s.micro_batch_size or _rows(plan, s) for s in plan.stages},
         "ranks": ranks.size,
     }
-    wanted = {"threads": sitting.threads or before["threads"], "micro_batch_size": dict(before["micro_batch_size"])}
-    if sitting.micro_batch_size is not None:
-        wanted["micro_batch_size"] = {s.name: min(sitting.micro_batch_size, _rows(plan, s)) for s in plan.stages}
+    wanted = {"threads": session.threads or before["threads"], "micro_batch_size": dict(before["micro_batch_size"])}
+    if session.micro_batch_size is not None:
+        wanted["micro_batch_size"] = {s.name: min(session.micro_batch_size, _rows(plan, s)) for s in plan.stages}
     wanted["ranks"] = ranks.size
     other = [f"{name} {before[name]} -> {wanted[name]}" for name in wanted if wanted[name] != before[name]]
     if other and known is not None:
         said = f"another layout than the checkpoint's ({'; '.join(other)})"
         if layout_free(plan):
             log(f"note: {said}: every part of this run is layout-free, so it goes on the same but for rounding")
-        elif sitting.inexact:
+        elif session.inexact:
             log(f"note: {said}, as --inexact allows: the result will not be that of an undisturbed run")
         else:
             raise RefusedError(

@@ -21,7 +21,7 @@ from seedbed.engine.train import NotFiniteError
 from seedbed.experiments.plan.run_plan import RunPlan, read_plan
 from seedbed.experiments.run.finish import identity
 from seedbed.experiments.run.journal import Log
-from seedbed.experiments.run.layout import Sitting
+from seedbed.experiments.run.layout import Session
 from seedbed.experiments.run.signals import Signals
 from seedbed.experiments.run.stages import Running
 from seedbed.experiments.run.tracking import Trackers
@@ -78,7 +78,7 @@ def refuse_taken(folder: Path) -> None:
         raise RefusedError(f"{folder} is not empty and holds no run; nothing is overwritten: give another --out")
 
 
-def execute(folder: Path, *, say: Callable[[str], None] = print, sitting: Sitting | None = None) -> RunResult:
+def execute(folder: Path, *, say: Callable[[str], None] = print, session: Session | None = None) -> RunResult:
     """Start, or go on with, the run of a folder until it is finished, and return its result.
 
     A finished run is returned as it is. Raises RunFailedError for a loss that is not finite (recorded in final.json first),
@@ -86,7 +86,7 @@ def execute(folder: Path, *, say: Callable[[str], None] = print, sitting: Sittin
     RefusedError for what would not be the same run, and whatever its data raise.
     """
     plan = read_plan(folder)
-    sitting = sitting or Sitting()
+    session = session or Session()
     ranks = join_ranks()
     with locked(folder) if ranks.first else nullcontext(), together():
         done = ranks.from_first(finished(folder) if ranks.first else None)
@@ -97,7 +97,7 @@ def execute(folder: Path, *, say: Callable[[str], None] = print, sitting: Sittin
         with (
             Signals() as signals,
             Log(folder / "log.txt", say) if ranks.first else nullcontext(_silent) as log,
-            Trackers(sitting.track if ranks.first else (), say=log) as trackers,
+            Trackers(session.track if ranks.first else (), say=log) as trackers,
         ):
             try:
                 with Saver(ranks) as saver:
@@ -105,7 +105,7 @@ def execute(folder: Path, *, say: Callable[[str], None] = print, sitting: Sittin
                         Running(
                             plan=plan,
                             folder=folder,
-                            sitting=sitting,
+                            session=session,
                             ranks=ranks,
                             signals=signals,
                             log=log,
@@ -140,11 +140,11 @@ def execute(folder: Path, *, say: Callable[[str], None] = print, sitting: Sittin
     return RunResult(folder=folder, final=final)
 
 
-def _side_run(plan: RunPlan | None, folder: Path, *, sitting: Sitting, say: Callable[[str], None]) -> dict[str, Any]:
+def _side_run(plan: RunPlan | None, folder: Path, *, session: Session, say: Callable[[str], None]) -> dict[str, Any]:
     """Begin a branch (or go on with it, without a plan) and return its final.json."""
     if plan is not None:
         create(plan, folder, recipe_text="")
-    return execute(folder, say=say, sitting=sitting).final
+    return execute(folder, say=say, session=session).final
 
 
 def _silent(line: str) -> None:

@@ -21,11 +21,13 @@ from seedbed.engine.ranks import Ranks
 from seedbed.engine.saving import Saver
 from seedbed.engine.system import System
 from seedbed.engine.train import Counters, Hooks, Stage, train
-from seedbed.experiments.assemble import build_model, build_stage, build_system, initialize, machine_for, model_kind, rules_of
+from seedbed.experiments.assemble import build_model, build_stage, build_system, initialize, machine_for
 from seedbed.experiments.environment import environment
 from seedbed.experiments.estimate.memory import check_fits
+from seedbed.experiments.parts import model_kind, rules_of
 from seedbed.experiments.plan.run_plan import RunPlan
 from seedbed.experiments.plan.specs import StageSpec
+from seedbed.experiments.run.artefact_facts import charge
 from seedbed.experiments.run.borders import carry_moments, check_lent, cross, described, open_giver, open_lent
 from seedbed.experiments.run.branches import run_branches
 from seedbed.experiments.run.callbacks import Callbacks
@@ -35,8 +37,8 @@ from seedbed.experiments.run.feedback import Feedback
 from seedbed.experiments.run.finish import finish
 from seedbed.experiments.run.givers import train_first
 from seedbed.experiments.run.journal import Metrics
-from seedbed.experiments.run.layout import SideRun, Sitting, described_machine, settled_layout
-from seedbed.experiments.run.readings import check_readings, left_out, packing_facts
+from seedbed.experiments.run.layout import Session, SideRun, described_machine, settled_layout
+from seedbed.experiments.run.of_streams import check_readings, left_out, packing_facts
 from seedbed.experiments.run.signals import Signals
 from seedbed.experiments.run.state import RunState
 from seedbed.experiments.run.tracking import Trackers
@@ -45,11 +47,11 @@ from seedbed.experiments.streams import BuiltStream, build_stream, open_stream
 
 @dataclass(kw_only=True)
 class Running:
-    """What is open while a run's sitting lasts; `side_run` makes and executes a branch."""
+    """What is open while a run's session lasts; `side_run` makes and executes a branch."""
 
     plan: RunPlan
     folder: Path
-    sitting: Sitting
+    session: Session
     ranks: Ranks
     signals: Signals
     log: Callable[[str], None]
@@ -72,16 +74,18 @@ class Running:
         self._open_data(saved)
         begin = {name: self.plan.positions.get(name, 0) for name in self.built}
         state = RunState.from_json(saved) if saved else RunState(counters=Counters(positions=begin))
+        if not saved:
+            state.prepared = charge(self.plan, state.ledger)
         self._open_records(state, known=saved.get("feedback", "") if saved else "")
         train_first(
-            self.plan, self.folder, state=state, ranks=self.ranks, side_run=self.side_run, sitting=self.sitting, log=self.log
+            self.plan, self.folder, state=state, ranks=self.ranks, side_run=self.side_run, session=self.session, log=self.log
         )
         system: Any = None
         while state.counters.stage < len(self.plan.stages):
             system = self._stage(state, last=last if state.counters.step > 0 else None)
         self.saver.wait()
         branches = run_branches(
-            self.plan, self.folder, state=state, ranks=self.ranks, side_run=self.side_run, sitting=self.sitting, log=self.log
+            self.plan, self.folder, state=state, ranks=self.ranks, side_run=self.side_run, session=self.session, log=self.log
         )
         if self.metrics is None:
             return None
@@ -110,9 +114,9 @@ class Running:
 
     def _settle(self, saved: dict[str, Any] | None) -> None:
         """Decide layout and machine, and say so. Raises RefusedError for what would not be the same run."""
-        plan, sitting, log = self.plan, self.sitting, self.log
-        self.layout = settled_layout(plan, sitting, self.ranks, known=saved["layout"] if saved else None, log=log)
-        shard = sitting.shard or plan.shard
+        plan, session, log = self.plan, self.session, self.log
+        self.layout = settled_layout(plan, session, self.ranks, known=saved["layout"] if saved else None, log=log)
+        shard = session.shard or plan.shard
         self.machine = machine = machine_for(plan, threads=self.layout["threads"], ranks=self.ranks, shard=shard)
         self.layout["threads"] = machine.threads
         self.facts = environment(machine)
@@ -148,7 +152,7 @@ class Running:
                 "or start a new run with another --out"
             )
         check_readings(plan, self.built)
-        check_fits(plan, self.built, self.ranks, shard=self.sitting.shard)
+        check_fits(plan, self.built, self.ranks, shard=self.session.shard)
         self.ends = ends(plan, self.built)
         last = plan.stages[-1]
         for one in evaluations_of(plan).values():
@@ -248,8 +252,8 @@ class Running:
         crosses = spec.weights is not None and last is None
         giver = open_giver(plan, spec, folder=self.folder, borders=state.borders) if crosses else None
         actions: dict[str, str] = {}
-        handed_on = any(s.weights and s.weights.from_ == spec.name and rules_of(s).draws_anew for s in plan.stages)
-        initialize(model, spec, seed=plan.seed, old=giver.weights if giver else None, handed_on=handed_on)
+        feeds_later_stage = any(s.weights and s.weights.from_ == spec.name and rules_of(s).draws_anew for s in plan.stages)
+        initialize(model, spec, seed=plan.seed, old=giver.weights if giver else None, feeds_later_stage=feeds_later_stage)
         if giver is not None:
             if ranks.any(ranks.from_first(giver.fingerprint) != giver.fingerprint):
                 raise StoppedRunError(f"{giver.name} changed while the ranks read it; resume, and they read it again")
@@ -274,7 +278,7 @@ class Running:
         return system, stage
 
     def _feed(self, stage: Stage, name: str) -> Feed:
-        workers = self.sitting.data_workers
+        workers = self.session.data_workers
         return Feed(
             stage.streams[name],
             seed=self.plan.seed,

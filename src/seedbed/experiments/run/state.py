@@ -10,7 +10,7 @@ from seedbed.engine.train import Counters
 
 @dataclass(kw_only=True)
 class RunState:
-    """All by stage, but for counters, ledger, lent models and evaluations."""
+    """All by stage, but for counters, ledger, lent models, artefacts and evaluations."""
 
     counters: Counters
     ledger: Ledger = field(default_factory=Ledger)
@@ -21,16 +21,17 @@ class RunState:
     lent: dict[str, str] = field(default_factory=dict)  # model by the recipe's name -> the hash of its weights
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name: what was read in whole so far
     trained_first: dict[str, dict[str, str]] = field(default_factory=dict)  # recipe:NAME -> charged or given, and its plan
+    prepared: dict[str, dict[str, str]] = field(default_factory=dict)  # artefact by name -> charged or given, and its hash
     waited: dict[str, float] = field(default_factory=dict)  # the share of its steps' time that it waited for rows
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "RunState":
         counters, ledger = Counters(**saved["counters"]), Ledger.from_json(saved["ledger"])
-        return cls(counters=counters, ledger=ledger, **{name: saved[name] for name in _BY_STAGE})
+        return cls(counters=counters, ledger=ledger, **{name: saved.get(name, {}) for name in _BY_STAGE})
 
     def to_json(self) -> dict[str, Any]:
         by_stage = {name: getattr(self, name) for name in _BY_STAGE}
         return {"counters": asdict(self.counters), "ledger": self.ledger.to_json(), **by_stage}
 
 
-_BY_STAGE = ("borders", "clocks", "transfer", "givers", "lent", "evaluations", "trained_first", "waited")
+_BY_STAGE = ("borders", "clocks", "transfer", "givers", "lent", "evaluations", "trained_first", "prepared", "waited")

@@ -41,8 +41,7 @@ class StageMaterial:
         return self.built.source if in_order else None
 
     def corpus(self, over: Any) -> Corpus:
-        """Return a held-out corpus. Raises ConfigError if the stream has no such source, or `over` is no corpus, and what it
-        raises."""
+        """Return a held-out corpus. Raises ConfigError if the stream has no such source or `over` is no corpus."""
         corpora, name = self.built.corpora, self.built.stream.name
         if over is None and len(corpora) == 1:
             return next(iter(corpora.values()))
@@ -70,12 +69,12 @@ class StageMaterial:
         return opened
 
     def documents(self, over: Any, split: str, *, most_bytes: int | None) -> list[Document]:
-        """Return the first documents of a corpus, as `up_to` does."""
+        """Return the first documents of a corpus, as `first_documents` does."""
         if split != "valid":
-            return up_to(self.corpus(over).documents(split), most_bytes)
+            return first_documents(self.corpus(over).documents(split), most_bytes)
         key = f"{json.dumps(over, sort_keys=True)} {most_bytes}"
         if key not in self.built.opened:
-            self.built.opened[key] = up_to(self.corpus(over).documents(split), most_bytes)
+            self.built.opened[key] = first_documents(self.corpus(over).documents(split), most_bytes)
         found: list[Document] = self.built.opened[key]
         return found
 
@@ -93,10 +92,10 @@ class RunSubject(StageMaterial):
     charge: Callable[[Cost], None]
 
     def score(self, documents: Sequence[Document], *, stride: int | None = None) -> list[Array]:
-        from seedbed.scorers.own_run import OwnRun
+        from seedbed.scorers.own_run import ModelReader
 
         assert self.tokenizer is not None
-        scorer = OwnRun(model=self.model, tokenizer=self.tokenizer, seq_len=self.seq_len, stride=stride)
+        scorer = ModelReader(model=self.model, tokenizer=self.tokenizer, seq_len=self.seq_len, stride=stride)
         losses = scorer.score([d.data.get("ids", d.text) for d in documents])
         self._charge(sum(map(len, losses)) / self.seq_len)
         return losses
@@ -127,7 +126,7 @@ class RunSubject(StageMaterial):
         self.charge(self.model.cost(blank(rows=1, seq_len=self.seq_len)).times(rows))
 
 
-def up_to(documents: Any, most_bytes: int | None) -> list[Document]:
+def first_documents(documents: Any, most_bytes: int | None) -> list[Document]:
     """Return whole documents from the first on, until the next would pass the limit; at least one."""
     kept: list[Document] = []
     size = 0

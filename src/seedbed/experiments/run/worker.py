@@ -8,11 +8,11 @@ from seedbed.core.errors import SeedbedError
 
 
 def main() -> int:
-    from seedbed.experiments.run.layout import Sitting  # here, as this run's data workers import this file and need no torch
+    from seedbed.experiments.run.layout import Session  # here, as this run's data workers import this file and need no torch
     from seedbed.experiments.run.run import execute
 
     try:
-        execute(Path(sys.argv[1]), say=lambda line: None, sitting=Sitting(track=tuple(sys.argv[2:])))
+        execute(Path(sys.argv[1]), say=lambda line: None, session=Session(track=tuple(sys.argv[2:])))
     except SeedbedError as e:
         print(e, file=sys.stderr)
         return e.exit_code

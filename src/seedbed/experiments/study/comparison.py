@@ -38,18 +38,7 @@ class Comparison:
 def compared(folder: Path, *, write: bool = True) -> Comparison:
     """Return the comparison of a study whose runs have all ended (done or failed)."""
     design = read_design(folder)
-    arms = [design.control, *design.arms]
-    finals: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in arms}
-    failures = []
-    for arm in arms:
-        for seed in design.seeds:
-            final = finished(folder / arm / f"seed-{seed}")
-            if final is None:
-                raise DataError(f"the run {arm}/seed-{seed} has not ended; go on with `seedbed resume {folder}`")
-            if final["status"] == "done":
-                finals[arm][seed] = final
-            else:
-                failures.append({"arm": arm, "seed": seed, "error": final["error"]})
+    finals, failures = _ended_runs(folder, design)
     _refuse_mixed_data(finals)
     values = {
         arm: {s: design.outcome.of(RunRecord(folder / arm / f"seed-{s}"), f, stage=design.main_stage) for s, f in seeds.items()}
@@ -66,7 +55,7 @@ def compared(folder: Path, *, write: bool = True) -> Comparison:
         "title": design.title,
         "aa": design.aa,
         "seeds": list(design.seeds),
-        "arms": {arm: _arm_summary(finals[arm], values[arm], design) for arm in arms},
+        "arms": {arm: _arm_summary(finals[arm], values[arm], design) for arm in finals},
         "control": design.control,
         "metric": design.metric,
         "unit": design.unit,
@@ -83,33 +72,51 @@ def compared(folder: Path, *, write: bool = True) -> Comparison:
         "minimum_detectable": max((c.minimum_detectable for c in contrasts if c.minimum_detectable is not None), default=None),
         "failures": failures,
         "looks": looks_of(folder, design),
-        "ledger": {arm: _mean_ledger(finals[arm]) for arm in arms},
+        "ledger": {arm: _mean_ledger(seeds) for arm, seeds in finals.items()},
         "bars": _bars(finals),
         "paired": _paired_things(finals, design.outcome.evaluation),
-        "untuned": [] if design.aa else [arm for arm in arms if design.tuning_records and arm not in design.tuned_by_search],
+        "untuned": [] if design.aa else [arm for arm in finals if design.tuning_records and arm not in design.tuned_by_search],
         "published_nats": design.published_nats,
         "commit": design.commit,
         "commits": sorted({f["commit"] for seeds in finals.values() for f in seeds.values()}),
         "tuned": design.tuned,
         "tuning_records": list(design.tuning_records),
         "command": design.command,
+        **_where_there_are_some(design, finals),
     }
-    described = _described(design, finals)
-    if described:
-        data["described"] = described
-    drawn: dict[str, Any] = {arm: next((f.get("mixture", {}) for f in seeds.values()), {}) for arm, seeds in finals.items()}
-    if any(len(sources) > 1 for streams in drawn.values() for sources in streams.values()):
-        data["mixture"] = drawn
-    judged_by = {
-        arm: next(iter(seeds.values()))["evaluations"][design.outcome.evaluation] for arm, seeds in finals.items() if seeds
-    }
-    notes = {arm: "; ".join(found["notes"]) for arm, found in judged_by.items() if found.get("notes")}
-    if notes:
-        data["notes"] = notes
     data["verdict"] = sentence(data, contrasts)
     if write:
         write_json(folder / COMPARISON, data)
     return Comparison(folder=folder, data=data)
+
+
+def _ended_runs(folder: Path, design: Design) -> tuple[dict[str, dict[int, dict[str, Any]]], list[dict[str, Any]]]:
+    """Return final.json by arm and seed of the runs that are done, and what failed. Raises DataError if one has not ended."""
+    finals: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in [design.control, *design.arms]}
+    failures = []
+    for arm, done in finals.items():
+        for seed in design.seeds:
+            final = finished(folder / arm / f"seed-{seed}")
+            if final is None:
+                raise DataError(f"the run {arm}/seed-{seed} has not ended; go on with `seedbed resume {folder}`")
+            if final["status"] == "done":
+                done[seed] = final
+            else:
+                failures.append({"arm": arm, "seed": seed, "error": final["error"]})
+    return finals, failures
+
+
+def _where_there_are_some(design: Design, finals: Mapping[str, Mapping[int, dict[str, Any]]]) -> dict[str, Any]:
+    """Return numbers beside the metric, shares of several sources, and notes: each if there is one."""
+    described = _described(design, finals)
+    drawn: dict[str, Any] = {arm: next((f.get("mixture", {}) for f in seeds.values()), {}) for arm, seeds in finals.items()}
+    several = any(len(sources) > 1 for streams in drawn.values() for sources in streams.values())
+    judged_by = {
+        arm: next(iter(seeds.values()))["evaluations"][design.outcome.evaluation] for arm, seeds in finals.items() if seeds
+    }
+    notes = {arm: "; ".join(found["notes"]) for arm, found in judged_by.items() if found.get("notes")}
+    found = {"described": described, "mixture": drawn if several else {}, "notes": notes}
+    return {name: value for name, value in found.items() if value}
 
 
 def sentence(data: Mapping[str, Any], contrasts: Sequence[Contrast]) -> str:

@@ -1,6 +1,6 @@
-"""A map of stage 0: how far below its floors does a model get on which automaton, and with how many tokens?
+"""A map of a stage on rows of frames: how far below its floors does a model get on which setting, with how many tokens?
 
-Every setting of the recipe's `map:` block is one run of the automaton stage alone, judged on rules that no training row used.
+Every setting of the recipe's `map:` block is one run of that stage alone, judged on rules that no training row used.
 Writes map.json, map.md (a table) and figures/learnability.svg. It chooses settings; it says nothing about text.
 """
 
@@ -19,7 +19,7 @@ from seedbed.experiments.assemble import check_parts
 from seedbed.experiments.environment import commit, processor
 from seedbed.experiments.plan.load import Loaded, load
 from seedbed.experiments.plan.run_plan import RunPlan
-from seedbed.experiments.plan.specs import MapSpec
+from seedbed.experiments.plan.study_specs import MapSpec
 from seedbed.experiments.run.run import finished
 from seedbed.experiments.streams import build_stream
 from seedbed.experiments.study.search import run_search
@@ -27,8 +27,7 @@ from seedbed.experiments.study.side_by_side import RunStatus
 from seedbed.experiments.study.tune import trials
 
 SHORTEST_ROW = 128
-_COLUMNS = ["states", "grid", "patch", "band", "body", "seed", "tokens", "min", "loss", "best floor", "below", "learned at"]
-_COLUMNS += ["cells", "whole frames"]
+_COLUMNS = ["body", "seed", "tokens", "min", "loss", "best floor", "below", "learned at", "cells", "whole frames"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +50,12 @@ def learnability_map(
 ) -> Map:
     """Run every setting of the recipe's `map:` block (or what is left of them) and return the record.
 
-    Raises ConfigError if there is no such block or its stage shows no automaton, RefusedError if the folder holds another map.
+    Raises ConfigError if there is no such block or its stage shows no frames, RefusedError if the folder holds another map.
     """
     loaded = load(recipe, scale=scale, sets=sets)
     spec = loaded.recipe.map
     if spec is None:
-        raise ConfigError(f"the recipe {loaded.recipe.name} has no `map:` block; nca-map has one")
+        raise ConfigError(f"the recipe {loaded.recipe.name} has no `map:` block")
     threads = max(1, available_threads() // jobs)
     settings = {
         f"{block}-{i}": {**facts.fixed, **chosen}
@@ -121,7 +120,7 @@ def _fitted(loaded: Loaded, spec: MapSpec, chosen: Mapping[str, Any], *, seed: i
     loose = {**tree["streams"][stage.stream], "seq_len": 2**20}
     source = build_stream(stage.stream, loaded.recipe.streams[stage.stream].model_validate(loose)).source
     if not isinstance(source, Frames):
-        raise ConfigError(f"map.stage: the stage {spec.stage!r} shows no automaton rows")
+        raise ConfigError(f"map.stage: the stage {spec.stage!r} shows no rows of frames")
     wanted = spec.frames * source.frame_tokens
     seq_len = max(SHORTEST_ROW, 1 << (wanted - 1).bit_length())
     rows = {
@@ -136,7 +135,8 @@ def _measured(run: Path, plan: RunPlan, final: Mapping[str, Any], *, evaluation:
     r, facts, bar = (final["evaluations"][evaluation][k] for k in ("numbers", "facts", "bar"))
     stage = final["evaluations"][evaluation]["stage"]
     spec = next(s for s in plan.stages if s.name == stage)
-    source = build_stream(spec.stream, plan.streams[spec.stream]).source
+    built = build_stream(spec.stream, plan.streams[spec.stream])
+    source: Any = built.source
     record = RunRecord(run)
     lines = list(record.metrics())
     floors = {name.removeprefix("floor: "): nats for name, nats in bar["levels"].items()}
@@ -144,12 +144,15 @@ def _measured(run: Path, plan: RunPlan, final: Mapping[str, Any], *, evaluation:
     below = [(tokens, floors[best] - nats) for tokens, nats in record.watched(evaluation, "loss_nats", stage=stage)]
     done = facts["completion"]
     crossed = [tokens for tokens, nats in below if nats >= facts["margin_nats"]]
-    automaton: Any = source
+    assert isinstance(source, Frames), "it was looked at beforehand"
+    states, patch_cells = source.cells
     return {
-        "automaton": {k: getattr(automaton, k) for k in ("states", "grid", "patch", "band", "band_of", "temperature")},
+        "source": dict(source.described),
+        "cell_states": states,
+        "patch_cells": patch_cells,
         "model": plan.model,
         "seq_len": plan.streams[spec.stream].seq_len,
-        "vocab_size": automaton.vocab_size,
+        "vocab_size": built.stream.vocab_size,
         "parameters": final["parameters"],
         "parameters_without_embeddings": final["parameters_without_embeddings"],
         "tokens": lines[-1]["tokens"],
@@ -171,25 +174,25 @@ def _measured(run: Path, plan: RunPlan, final: Mapping[str, Any], *, evaluation:
 
 def table(data: Mapping[str, Any]) -> str:
     """Return the map as Markdown."""
+    named = next((list(s["source"]) for s in data["settings"] if "source" in s), [])
+    columns = [*named, *_COLUMNS]
     lines = [
         f"# {data['recipe']}",
         "",
         "Loss and floors in nats per patch token on unseen rules after frame 1; `below` is best floor minus loss, 0.1 or more",
         "is learned; accuracies of the last whole frame: greedy / teacher-forced / copied from the frame before. A line a run.",
         "",
-        f"| {' | '.join(_COLUMNS)} |",
-        "|---" * len(_COLUMNS) + "|",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
     ]
     for s in data["settings"]:
         if "failure" in s:
-            lines.append(f"| {s['name']} | seed {s['seed']} | failed: {s['failure']} |" + " |" * (len(_COLUMNS) - 3))
+            lines.append(f"| {s['name']} | seed {s['seed']} | failed: {s['failure']} |" + " |" * (len(columns) - 3))
             continue
-        a = s["automaton"]
-        band = f"{a['band'][0]:g}–{a['band'][1]:g}" + (" of ceiling" if a["band_of"] == "normalized" else "")
         at = f"{s['tokens_to_learn'] / 1e6:.2f}M" if s["tokens_to_learn"] else "–"
         shares = [" / ".join(f"{s[k][what]:.2f}" for k in ("greedy", "teacher_forced", "copied")) for what in ("cell", "frame")]
         lines.append(
-            f"| {a['states']} | {a['grid']} | {a['patch']} | {band} | {s['parameters_without_embeddings'] / 1e6:.2f}M | "
+            f"| {' | '.join(s['source'].values())} | {s['parameters_without_embeddings'] / 1e6:.2f}M | "
             f"{s['seed']} | {s['tokens'] / 1e6:.2f}M | {s['train_seconds'] / 60:.1f} | {s['loss_nats']:.3f} | "
             f"{min(s['floors_nats'].values()):.3f} ({s['best_floor']}) | {s['below_nats']:+.3f} | {at} | {' | '.join(shares)} |"
         )

@@ -10,6 +10,7 @@ from seedbed.core.errors import RefusedError
 from seedbed.core.json_files import read_json
 from seedbed.experiments.plan.load import recipe_text_of
 from seedbed.experiments.plan.run_plan import RunPlan
+from seedbed.experiments.run.prepared import make_all
 from seedbed.experiments.run.run import create
 from seedbed.experiments.study.side_by_side import RunStatus, quiet, run_all
 from seedbed.experiments.study.study import check_data, timed_plans
@@ -30,6 +31,7 @@ def run_search(
 
     Raises RefusedError if the folder holds another search.
     """
+    make_all(plans.values(), say=print)
     plans = timed_plans(plans, folder)
     facts = {**facts, "plans": {f"{a}/{s}": p.fingerprint() for (a, s), p in plans.items()}}
     check_data(list({arm: plan for (arm, _), plan in plans.items()}.values()))

@@ -20,11 +20,13 @@ from seedbed.experiments.estimate.timing import timed
 from seedbed.experiments.plan.arms import parse_seeds
 from seedbed.experiments.plan.load import Loaded, load, recipe_text_of
 from seedbed.experiments.plan.run_plan import RunPlan, plan_hash, read_plan
-from seedbed.experiments.plan.specs import StudySpec
+from seedbed.experiments.plan.study_specs import StudySpec
+from seedbed.experiments.run.artefact_facts import refuse_unmade
 from seedbed.experiments.run.borders import check_givers, check_vocabularies
 from seedbed.experiments.run.branches import check_branches
 from seedbed.experiments.run.evaluations import ends, evaluations_of, material_of, of_branch, warnings
-from seedbed.experiments.run.readings import check_readings
+from seedbed.experiments.run.of_streams import check_readings
+from seedbed.experiments.run.prepared import make_all
 from seedbed.experiments.run.run import create, refuse_packed
 from seedbed.experiments.run.tracking import checked_kinds
 from seedbed.experiments.streams import BuiltStream, build_stream
@@ -71,24 +73,18 @@ def compare(
         )
     if jobs < 1:
         raise ConfigError(f"jobs must be at least 1, got {jobs}")
-    wanted = parse_seeds(seeds) if seeds is not None else loaded.seeds
-    if loaded.recipe.tune and set(wanted) & set(loaded.recipe.tune.seeds):
-        raise RefusedError(
-            f"the seeds {sorted(set(wanted) & set(loaded.recipe.tune.seeds))} were used for tuning; a study takes others"
-        )
+    wanted = _wanted_seeds(loaded, seeds)
     threads = threads or max(1, available_threads() // jobs)
     device = settled_device(device)  # the same for every run, also when the study goes on elsewhere
     checked_kinds(track)
     where = {"device": device, "precision": precision, "threads": threads, "data_workers": data_workers}
-    plans = _plans(loaded, wanted, aa=aa, where=where)
     folder = Path(out) if out else Path("runs") / (loaded.recipe.name + ("-aa" if aa else ""))
     check_place(folder, folder=True)
+    plans = _plans(loaded, wanted, aa=aa, where=where)
+    _check_arms(plans)
+    make_all(plans.values(), say=say)
     plans = timed_plans(plans, folder)
     design = _design(loaded, plans, wanted, aa=aa, command=command)
-    for arm in [design.control, *design.arms]:
-        check_parts(plans[arm, wanted[0]])
-    for plan in plans.values():
-        check_givers(plan)
     first = [plans[arm, wanted[0]] for arm in (design.control, *design.arms)]
     readers = check_data(first)
     _check_judged(first, readers, design, study)
@@ -102,6 +98,23 @@ def compare(
 
     write_study_page(folder)
     return found
+
+
+def _wanted_seeds(loaded: Loaded, seeds: str | Sequence[int] | None) -> list[int]:
+    """Return a study's seeds: those that are asked for, or the recipe's. Raises RefusedError for one that tuning has used."""
+    wanted = parse_seeds(seeds) if seeds is not None else loaded.seeds
+    used = set(wanted) & set(loaded.recipe.tune.seeds if loaded.recipe.tune else ())
+    if used:
+        raise RefusedError(f"the seeds {sorted(used)} were used for tuning; a study takes others")
+    return wanted
+
+
+def _check_arms(plans: Mapping[tuple[str, int], RunPlan]) -> None:
+    """Look at the parts of every arm, and at what every run takes over or is lent."""
+    for plan in {arm: plan for (arm, _), plan in plans.items()}.values():
+        check_parts(plan)
+    for plan in plans.values():
+        check_givers(plan)
 
 
 def resume_study(
@@ -161,6 +174,7 @@ def check_data(plans: Sequence[RunPlan]) -> dict[str, dict[str, BuiltStream]]:
     found: dict[str, BuiltStream] = {}
     readers: dict[str, dict[str, BuiltStream]] = {}
     for plan in plans:
+        refuse_unmade(plan)
         built: dict[str, BuiltStream] = {}
         for name in plan.used_streams:
             key = f"{name} {plan.streams[name].model_dump_json()}"

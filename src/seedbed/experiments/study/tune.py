@@ -17,7 +17,8 @@ from seedbed.experiments.assemble import check_parts
 from seedbed.experiments.environment import commit, processor
 from seedbed.experiments.plan.load import load
 from seedbed.experiments.plan.run_plan import RunPlan
-from seedbed.experiments.plan.specs import SamplesSpec, TuneSpec
+from seedbed.experiments.plan.specs import SamplesSpec
+from seedbed.experiments.plan.study_specs import TuneSpec
 from seedbed.experiments.run.evaluations import evaluations_of, number_of
 from seedbed.experiments.run.run import finished
 from seedbed.experiments.study.outcomes import settled
@@ -45,8 +46,7 @@ def tune(
 ) -> Tuning:
     """Run the recipe's `tune:` block (or what is left of it) and return its record; writes tuning.json.
 
-    Raises ConfigError if there is no such block or an arm has more trials than another, RefusedError if the folder holds
-    another search.
+    Raises ConfigError if there is no such block or an arm has more trials than another, RefusedError for another's folder.
     """
     loaded = load(recipe, scale=scale, sets=sets)
     spec = loaded.recipe.tune
